@@ -1,0 +1,1 @@
+"""A synthetic cohort whose classes differ only in arrangement."""

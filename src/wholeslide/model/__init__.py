@@ -1,0 +1,1 @@
+"""A backbone cut into local stages, their classifiers and their feature reconstruction."""

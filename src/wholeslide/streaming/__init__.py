@@ -1,0 +1,1 @@
+"""Stages run tile by tile, exactly."""
