@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class WholeslideError(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     @classmethod
-    def single(cls, what: str, *, where: str, remedy: str) -> WholeslideError:
+    def single(cls, what: str, *, where: str, remedy: str) -> Self:
         """The usual case: one problem."""
         return cls([Problem(what, where, remedy)])
 

@@ -1,0 +1,102 @@
+"""The classifier of a stage: gated attention over a coarse grid of the stage's features.
+
+The first layer's stride equals its kernel, so that the grid ``z`` of a slide is computed exactly by tiles that are aligned to
+it; everything that looks at the whole slide (norm, attention, pooling) happens on the small grid.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class HeadOutput(NamedTuple):
+    """``logits`` of shape (classes,) and the ``attention`` (h, w) over the grid, which sums to one before dropout."""
+
+    logits: Tensor
+    attention_hw: Tensor
+
+
+class AttentionClassifier(nn.Module):
+    """A_k and H of the paper (section 2.1; gated attention of Ilse et al. 2018, equation 9).
+
+    Args:
+        channels: channels C of x_k.
+        kernel: side k of the cells of x_k that one cell of the grid sees.
+        attention_hidden: width of the two attention branches.
+        hidden: width of the layer before the logits.
+        classes: number of classes.
+        dropout: probability with which an attention weight is dropped in training.
+    """
+
+    def __init__(
+        self, channels: int, *, kernel: int, attention_hidden: int, hidden: int, classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.dropout = dropout
+        self.to_grid = nn.Conv2d(channels, channels, kernel, stride=kernel, bias=False)
+        self.norm = nn.GroupNorm(channels, channels)
+        self.attention_tanh = nn.Linear(channels, attention_hidden)
+        self.attention_gate = nn.Linear(channels, attention_hidden)
+        self.attention_score = nn.Linear(attention_hidden, 1, bias=False)
+        self.hidden = nn.Linear(channels, hidden)
+        self.logits = nn.Linear(hidden, classes)
+
+    def grid(self, x_bchw: Tensor) -> Tensor:
+        """z of cells of x_k whose upper left corner is aligned to ``kernel``.
+
+        Zeros are added at the right and the bottom up to a multiple of ``kernel``, so that no cell is dropped.
+        """
+        height, width = x_bchw.shape[-2:]
+        right, bottom = -width % self.kernel, -height % self.kernel
+        padded = F.pad(x_bchw, (0, right, 0, bottom)) if right or bottom else x_bchw
+        grid: Tensor = self.to_grid(padded)
+        return grid
+
+    def grid_length(self, cells: int) -> int:
+        """Grid cells that cover ``cells`` cells of x_k along one axis."""
+        return -(-cells // self.kernel)
+
+    def forward(self, z_bchw: Tensor, kept_hw: Tensor | None = None) -> HeadOutput:
+        """Classify a slide from its whole grid.
+
+        Args:
+            z_bchw: the grid, (1, C, h, w), at least two cells.
+            kept_hw: which attention weights survive dropout, (h, w) boolean; ``None`` keeps all.
+        """
+        height, width = z_bchw.shape[-2:]
+        features_nc = F.relu(self.norm(z_bchw)).flatten(2)[0].T
+        gated = torch.tanh(self.attention_tanh(features_nc)) * torch.sigmoid(self.attention_gate(features_nc))
+        attention_n = torch.softmax(self.attention_score(gated)[:, 0], dim=0)
+        weights_n = attention_n if kept_hw is None else attention_n * kept_hw.flatten() / (1 - self.dropout)
+        pooled_c = weights_n @ features_nc
+        logits = self.logits(F.relu(self.hidden(pooled_c)))
+        return HeadOutput(logits, attention_n.view(height, width))
+
+
+def head_kernel(stride: int) -> int:
+    """The k of a stage whose cells are ``stride`` pixels: 9 up to stride 12, 7 up to 24, else 5."""
+    if stride <= 12:
+        return 9
+    return 7 if stride <= 24 else 5
+
+
+def auxiliary_classifier(channels: int, stride: int, *, classes: int, dropout: float) -> AttentionClassifier:
+    """A_k: sized by the stage's channels and stride."""
+    return AttentionClassifier(
+        channels,
+        kernel=head_kernel(stride),
+        attention_hidden=max(1, channels // 2),
+        hidden=128,
+        classes=classes,
+        dropout=dropout,
+    )
+
+
+def final_classifier(channels: int, *, classes: int, dropout: float) -> AttentionClassifier:
+    """H: on the last stage's features."""
+    return AttentionClassifier(channels, kernel=5, attention_hidden=128, hidden=512, classes=classes, dropout=dropout)
