@@ -1,0 +1,67 @@
+"""How a cohort is split; free of torch and pandas, so that ``--help`` stays fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wholeslide.errors import ConfigError, WholeslideError
+
+Fractions = tuple[float, float, float]
+DEFAULT_FRACTIONS: Fractions = (0.7, 0.15, 0.15)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """The draw of a split or of folds."""
+
+    fractions: Fractions = DEFAULT_FRACTIONS
+    """Parts of the training, validation and test split; they add up to 1."""
+    folds: int | None = None
+    """Number of folds, in place of the fractions."""
+    group: str = "patient"
+    """Column whose values are never cut; patients never are, whatever the column."""
+    seed: int = 0
+    """Seed of the draw. The order of the manifest's rows does not matter."""
+
+    def __post_init__(self) -> None:
+        check_fractions(self.fractions)
+        if self.folds is not None:
+            check_folds(self.folds)
+
+
+def parse_fractions(text: str) -> Fractions:
+    """``"0.7,0.15,0.15"``: training, validation, test.
+
+    Raises:
+        ConfigError: not three numbers from 0 to 1 that add up to 1.
+    """
+    try:
+        parts = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        parts = ()
+    if len(parts) != 3:
+        raise _fractions_error(text)
+    fractions: Fractions = (parts[0], parts[1], parts[2])
+    check_fractions(fractions)
+    return fractions
+
+
+def check_fractions(fractions: tuple[float, ...]) -> None:
+    """Raise a ConfigError unless these are three parts of 1 with something to train on."""
+    inside = all(0 <= part <= 1 for part in fractions)
+    if len(fractions) != 3 or not inside or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
+        raise _fractions_error(",".join(f"{part:g}" for part in fractions))
+
+
+def check_folds(folds: int) -> None:
+    """Raise a ConfigError below two folds."""
+    if folds < 2:
+        raise ConfigError.single("too few folds", where=f"--folds {folds}", remedy="ask for 2 or more, 5 is usual")
+
+
+def _fractions_error(text: str) -> WholeslideError:
+    return ConfigError.single(
+        "not a split",
+        where=f"--fractions {text}",
+        remedy="give training, validation and test as three parts that add up to 1, for example 0.7,0.15,0.15",
+    )
