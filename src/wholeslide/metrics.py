@@ -12,11 +12,11 @@ Definitions, for classes c, n units (files, slides or patients), probabilities p
 - ``confusion``: counts, rows are the truth, columns the prediction.
 - ``loss`` (in `score` alone): mean −log p_truth.
 
-Intervals are percentiles (2.5, 97.5) over resamples of the patients, drawn with replacement among the patients of the same
-class, so that each resample has as many patients a class. A patient whose units carry several labels is drawn among
-those with the same *set* of labels; where there are such patients, label sets that only one patient has are drawn from
-together (one patient alone would show no spread), and resamples for which a metric is undefined are left out of its
-interval.
+Intervals are percentiles (2.5, 97.5) over resamples of the patients, drawn with replacement among the patients of the
+same class, so that each resample has as many patients a class. A patient whose units carry several labels is drawn
+among those with the same *set* of labels; where there are such patients, label sets that only one patient has are drawn
+from together (one patient alone would show no spread), and resamples for which a metric is undefined are left out of
+its interval.
 """
 
 from __future__ import annotations
@@ -59,23 +59,24 @@ _CHUNK_CELLS = 4_000_000
 
 def aggregate(
     predictions: pd.DataFrame,
-    unit: str,
+    unit: Unit,
     classes: Sequence[str],
     *,
     conflicting_labels: Literal["error", "blank"] = "error",
 ) -> pd.DataFrame:
     """Average probabilities file → slide → patient, up to ``unit``.
 
-    ``predictions`` has columns ``file, slide, patient, label`` and a ``prob_<class>`` for each class. The result has a row
-    for each unit, in the order of their first rows: the names from the unit upwards, ``label`` ("" where unlabelled),
-    ``prediction`` and the probabilities. Rows without probabilities (slides that could not be read) are left out.
+    ``predictions`` has columns ``file, slide, patient, label`` and a ``prob_<class>`` for each class. The result has a
+    row for each unit, in the order of their first rows: the names from the unit upwards, ``label`` ("" where
+    unlabelled), ``prediction`` and the probabilities. Rows without probabilities (slides that could not be read) are
+    left out.
 
     Raises:
-        CohortError: a unit whose files carry several labels, unless ``conflicting_labels`` is ``blank``; a missing column.
+        CohortError: a missing column; a unit whose files carry several labels, unless ``conflicting_labels`` is
+            ``blank``.
         ConfigError: no such unit.
     """
-    if unit not in UNITS:
-        raise ConfigError.single("no such unit", where=f"--unit {unit}", remedy=f"use one of {', '.join(UNITS)}")
+    unit = _known(unit)
     columns = [f"prob_{name}" for name in classes]
     table = _readable(predictions, columns)
     keys = _KEYS[unit]
@@ -103,17 +104,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """All metrics of the module's docstring, as DESIGN's ``metrics/*.json`` has them.
 
-    ``{"unit", "n", "patients", "unlabelled", "unpredicted", "classes", "positive", "resamples", METRIC: {"value", "low",
-    "high"}, …, "confusion": {"classes", "value", "low", "high"}}``. ``positive`` is None for more than two classes.
-    ``unlabelled`` counts units without a label and ``unpredicted`` files without probabilities; neither enters a metric.
-    A metric that is undefined has value, low and high None and a ``reason``. ``note`` warns where too few patients make
-    the intervals too narrow.
+    ``{"unit", "n", "patients", "unlabelled", "unpredicted", "classes", "positive", "resamples", METRIC: {"value",
+    "low", "high"}, …, "confusion": {"classes", "value", "low", "high"}}``. ``positive`` is None for more than two
+    classes. ``unlabelled`` counts units without a label and ``unpredicted`` files without probabilities; neither enters
+    a metric. A metric that is undefined has value, low and high None and a ``reason``. ``note`` warns where too few
+    patients make the intervals too narrow.
 
     Raises:
         CohortError: a unit with several labels, a label that is no class, a missing column.
         ConfigError: no such unit.
     """
-    units = aggregate(predictions, unit, classes)
+    units = aggregate(predictions, _known(unit), classes)
     labelled = units[units["label"] != ""].reset_index(drop=True)
     _check_labels(labelled, classes)
     scored = _Scored.of(labelled, classes)
@@ -153,7 +154,7 @@ def score(predictions: pd.DataFrame, classes: Sequence[str], unit: str, metric: 
     if metric not in (*METRICS, "loss"):
         known = ", ".join((*METRICS, "loss"))
         raise ConfigError.single("no such metric", where=metric, remedy=f"use one of {known}")
-    units = aggregate(predictions, unit, classes)
+    units = aggregate(predictions, _known(unit), classes)
     labelled = units[units["label"] != ""].reset_index(drop=True)
     _check_labels(labelled, classes)
     if labelled.empty:
@@ -206,7 +207,10 @@ class _Scored:
         return cls(truth, probabilities, tuple(classes))
 
     def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Every metric for each row of ``weights`` (resamples, n): (resamples,), the confusion (resamples, classes, classes)."""
+        """Every metric for each row of ``weights`` (resamples, n).
+
+        Each is (resamples,), the confusion (resamples, classes, classes).
+        """
         confusion = self._confusion(weights)
         hits = np.diagonal(confusion, axis1=1, axis2=2)
         true, called = confusion.sum(axis=2), confusion.sum(axis=1)
@@ -248,10 +252,11 @@ class _Scored:
     def _confusion(self, weights: np.ndarray) -> np.ndarray:
         count = len(self.classes)
         cell = self.truth * count + self.probabilities.argmax(axis=1)
-        return (weights @ np.eye(count * count)[cell]).reshape(-1, count, count)
+        counts: np.ndarray = weights @ np.eye(count * count)[cell]
+        return counts.reshape(-1, count, count)
 
     def _squared_errors(self) -> np.ndarray:
-        squares = (self.probabilities - np.eye(len(self.classes))[self.truth]) ** 2
+        squares: np.ndarray = (self.probabilities - np.eye(len(self.classes))[self.truth]) ** 2
         return squares[:, -1] if len(self.classes) == 2 else squares.sum(axis=1)
 
     def _calibration_error(self, weights: np.ndarray) -> np.ndarray:
@@ -270,7 +275,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 def _strata(labelled: pd.DataFrame) -> list[np.ndarray]:
     """Patients (numbers in the order of their sorted names) that may stand for each other."""
-    sets = labelled.groupby("patient", sort=True)["label"].agg(lambda names: tuple(sorted(set(names)))).tolist()
+    sets = [tuple(sorted(set(labels))) for _, labels in labelled.groupby("patient", sort=True)["label"]]
     strata = [np.flatnonzero([found == wanted for found in sets]) for wanted in sorted(set(sets))]
     if any(len(found) > 1 for found in sets):
         alone = [stratum for stratum in strata if len(stratum) == 1]
@@ -342,6 +347,13 @@ def _text(cell: object) -> str:
     if isinstance(cell, float):
         return "" if math.isnan(cell) else str(int(cell)) if cell.is_integer() else str(cell)
     return "" if cell is None else str(cell)
+
+
+def _known(unit: str) -> Unit:
+    for known in UNITS:
+        if unit == known:
+            return known
+    raise ConfigError.single("no such unit", where=f"--unit {unit}", remedy=f"use one of {', '.join(UNITS)}")
 
 
 def _check_labels(labelled: pd.DataFrame, classes: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from wholeslide.cohort.checks import group_problems, label_problems, name_files, split_problems
+from wholeslide.cohort.checks import group_problems, label_problems, name_files, split_problems, unit_problems
 from wholeslide.cohort.duplicates import same_content
 from wholeslide.cohort.manifest import Cohort, sorted_classes
 from wholeslide.errors import CohortError, Problem, WholeslideError
@@ -35,13 +35,15 @@ def audit(
     open_check: Callable[[Path], None] | None = None,
     on_unreadable: Literal["stop", "exclude"] = "stop",
     classes: Sequence[str] | None = None,
+    unit: str = "file",
 ) -> AuditResult:
     """Look for leakage, bad labels and unreadable slides; call it once the splits are drawn.
 
     Checked: a patient, a group or a file, by path or by content, in two splits; the same content twice in one split
     (a warning, unless its labels differ); missing and unknown labels (``classes``: those that a run knows); one class
-    only; a class that a split lacks; slides that ``open_check`` refuses by a `WholeslideError` or `OSError`. With
-    ``exclude`` those are left out and listed, and the rest is checked without them.
+    only; a class that a split lacks; a patient or slide with several labels, where it is the ``unit`` of the metrics;
+    slides that ``open_check`` refuses by a `WholeslideError` or `OSError`. With ``exclude`` those are left out and
+    listed, and the rest is checked without them.
 
     Raises:
         CohortError: everything that was found, together.
@@ -59,6 +61,7 @@ def audit(
     problems += missing
     problems += split_problems(checked, group="patient" if missing else group)
     problems += label_problems(checked, classes=classes)
+    problems += unit_problems(checked, unit)
     repeats = list(_repeated_content(checked))
     problems += [problem for problem, harmful in repeats if harmful]
     if problems:

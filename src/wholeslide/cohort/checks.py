@@ -52,6 +52,18 @@ def label_problems(table: pd.DataFrame, *, classes: Sequence[str] | None = None)
     return [*problems, *_empty_classes(table, labels)]
 
 
+def unit_problems(table: pd.DataFrame, unit: str) -> list[Problem]:
+    """Patients or slides whose files are labelled differently cannot be what the metrics count."""
+    if unit not in ("patient", "slide"):
+        return []
+    labels = table[table["label"] != ""].groupby(unit)["label"].agg(lambda names: sorted(set(names)))
+    return [
+        Problem(f"files labelled {' and '.join(found)}", f"{unit} {name}", "score each file by itself: --unit file")
+        for name, found in labels.items()
+        if len(found) > 1
+    ]
+
+
 def group_problems(table: pd.DataFrame, group: str) -> list[Problem]:
     """A column to group by that is not there, or has gaps."""
     if group not in table:
