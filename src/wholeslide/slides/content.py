@@ -1,0 +1,53 @@
+"""What identifies a slide's content: its bytes, not its name or date."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from wholeslide.slides.readers import unreadable
+
+END_BYTES = 2**20
+SAMPLE_BYTES = 2**16
+SAMPLES = 16
+
+
+def content_hash(path: Path) -> str:
+    """A hash of the file's size, first and last megabyte and 16 chunks between them; of every file of a folder.
+
+    A gigapixel file is not read whole: a copy that was cut short or changed at its head (where formats keep their
+    tables) or its tail differs, a single flipped byte in the middle may not. MRXS slides count with their data folder.
+
+    Raises:
+        SlideError: a file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for file in _files_of(path):
+            _add_file(digest, file)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    folder = path if path.is_dir() else path.with_suffix("")
+    companions = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    if path.is_dir():
+        return companions
+    return [path, *companions] if path.suffix.lower() == ".mrxs" else [path]
+
+
+def _add_file(digest: hashlib.blake2b, file: Path) -> None:
+    size = file.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with file.open("rb") as stream:
+        if size <= 2 * END_BYTES + SAMPLES * SAMPLE_BYTES:
+            digest.update(stream.read())
+            return
+        digest.update(stream.read(END_BYTES))
+        for sample in range(SAMPLES):
+            stream.seek(END_BYTES + (size - 2 * END_BYTES) * sample // SAMPLES)
+            digest.update(stream.read(SAMPLE_BYTES))
+        stream.seek(size - END_BYTES)
+        digest.update(stream.read(END_BYTES))

@@ -1,0 +1,162 @@
+"""One open slide file: its levels, its scale, and the pixels of any box of any level.
+
+:func:`open_slide` chooses the reader. Everything that can go wrong with a file becomes a
+:class:`~wholeslide.errors.SlideError` that names the file and the remedy.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wholeslide.errors import Problem, SlideError
+from wholeslide.geometry import Box, Mpp, Size
+from wholeslide.slides.config import is_usable_mpp
+
+logger = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]
+Rgb = tuple[int, int, int]
+WHITE: Rgb = (255, 255, 255)
+BLACK: Rgb = (0, 0, 0)
+
+WHOLE_DECODE_WARNING_PX = 100_000_000
+DAMAGED_REMEDY = "copy the file again from its source, or leave it out (--on-unreadable exclude)"
+CONVERT_REMEDY = "convert it to a tiled pyramidal TIFF, for example: vips tiffsave IN OUT.tif --tile --pyramid"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a file: its size, and how many level-0 pixels one of its pixels spans along x and y."""
+
+    size: Size
+    downsample_x: float
+    downsample_y: float
+
+    @classmethod
+    def of(cls, size: Size, l0_size: Size, downsample: float | None = None) -> Level:
+        """Derive the downsample from the sizes.
+
+        A level of 75 x 62 pixels of an image of 300 x 250 is a quarter whose last half pixel was dropped; the ratio of
+        the sizes (4.016) would stretch it. So a whole number is taken where both sizes are it, rounded up or down.
+        """
+        whole = max(1, round(downsample if downsample is not None else l0_size.width / max(1, size.width)))
+        fits = all(
+            abs(l0 / whole - side) <= 1 for l0, side in ((l0_size.width, size.width), (l0_size.height, size.height))
+        )
+        if fits or (downsample is not None and abs(downsample / whole - 1) < 1e-4):
+            return cls(size, float(whole), float(whole))
+        return cls(size, l0_size.width / size.width, l0_size.height / size.height)
+
+    @property
+    def downsample(self) -> float:
+        return (self.downsample_x + self.downsample_y) / 2
+
+
+class SlideReader(ABC):
+    """One open file. Reads are thread-safe until :meth:`close`.
+
+    Attributes:
+        path: the file, or the folder of a DICOM slide.
+        vendor: OpenSlide's name of the format, ``ome-tiff``, ``generic-tiff``, or a plain image's format (``png``).
+        levels: finest first; ``levels[0]`` is level 0.
+        l0_mpp: microns per level-0 pixel; ``None`` where the file has no scale that a scanner can have.
+        l0_bounds: the part of level 0 that was scanned (``openslide.bounds-*``), or all of it.
+        description: the file's own text about itself; may be empty.
+        met_transparency: whether any read so far met a pixel that the file leaves (partly) transparent.
+        is_plain_image: whether this is an image rather than a slide: PNG, JPEG, non-pyramidal TIFF.
+    """
+
+    path: Path
+    vendor: str
+    levels: tuple[Level, ...]
+    l0_mpp: Mpp | None
+    l0_bounds: Box
+    is_plain_image: bool
+    description: str = ""
+    met_transparency: bool = False
+
+    @property
+    def l0_size(self) -> Size:
+        return self.levels[0].size
+
+    def read_level(self, level: int, level_box: Box, background_rgb: Rgb = WHITE) -> Pixels:
+        """Pixels of a box of a level.
+
+        Args:
+            level: index into :attr:`levels`.
+            level_box: in pixels of that level; may reach over the image.
+            background_rgb: what shows through transparent pixels, and what lies outside the image.
+
+        Returns:
+            uint8 of shape (height, width, 3).
+
+        Raises:
+            SlideError: the file cannot be decoded there.
+        """
+        inside = level_box.intersection(Box.covering(self.levels[level].size))
+        if inside == level_box and not inside.empty:
+            return self._read_inside(level, inside, background_rgb)
+        out = np.empty((level_box.height, level_box.width, 3), np.uint8)
+        out[:] = background_rgb
+        if not inside.empty:
+            out[inside.relative_to(level_box).rows_columns] = self._read_inside(level, inside, background_rgb)
+        return out
+
+    @abstractmethod
+    def _read_inside(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:
+        """:meth:`read_level` for a box that is not empty and lies in the image."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file. May be called twice."""
+
+
+def usable_mpp(x: float | None, y: float | None) -> Mpp | None:
+    """The scale where both axes have one that a scanner can have; placeholders such as 72 dpi count as missing."""
+    if x is None or y is None or not (is_usable_mpp(x) and is_usable_mpp(y)):
+        return None
+    return Mpp(x, y)
+
+
+def slide_error(what: str, path: Path, remedy: str) -> SlideError:
+    """A problem of one slide."""
+    return SlideError([Problem(what, str(path), remedy)])
+
+
+def unreadable(path: Path, error: object) -> SlideError:
+    """The error of a file that opens in no way or fails while it is decoded."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return slide_error(f"cannot be read: {reason}", path, DAMAGED_REMEDY)
+
+
+def open_slide(path: Path) -> SlideReader:
+    """Open a slide or image with the reader that suits it.
+
+    Args:
+        path: a file of any of OpenSlide's formats, an OME-TIFF or plain TIFF, a PNG, JPEG or other image, or the folder
+            of a DICOM slide.
+
+    Raises:
+        SlideError: there is no such file, or none of the readers can open it.
+    """
+    from wholeslide.slides.image_reader import ImageReader
+    from wholeslide.slides.openslide_reader import OpenSlideReader, detect_vendor, find_dicom_file
+    from wholeslide.slides.tiff_reader import TiffReader, is_tiff, prefers_tifffile
+
+    if not path.exists():
+        raise slide_error("no such file", path, "check the name and the --slides folder")
+    file = find_dicom_file(path) if path.is_dir() else path
+    if file.stat().st_size == 0:
+        raise slide_error("the file is empty", path, DAMAGED_REMEDY)
+    vendor = detect_vendor(file)
+    if is_tiff(file) and (vendor is None or (vendor == "generic-tiff" and prefers_tifffile(file))):
+        return TiffReader(file)
+    if vendor is not None:
+        return OpenSlideReader(file, path)
+    return ImageReader(file)

@@ -1,0 +1,289 @@
+"""One slide at the working resolution: cropped to its tissue, its background made constant."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from wholeslide.geometry import Box, Mpp, Size
+from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.content import content_hash
+from wholeslide.slides.geojson import rasterize, read_polygons
+from wholeslide.slides.readers import BLACK, WHITE, Pixels, Rgb, SlideReader, open_slide, slide_error
+from wholeslide.slides.scale import SMALLEST_SIDE_PX, Sampling, resolve_l0_mpp, sample_at, working_sampling
+from wholeslide.slides.tissue import Mask, TissueMask, find_tissue, is_dark
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MASK_MPP = 8.0
+MASK_SIDE_CELLS = 1024
+CHUNK_LEVEL_PX = 2048
+
+
+class WorkingSlide:
+    """One file at the working resolution. Reads are thread-safe until :meth:`close`.
+
+    Three frames: level-0 pixels of the file (``l0_``), working pixels of the whole slide (``whole_``), and working
+    pixels counted from the upper left corner of the tissue's bounding box (``px_``), which is what :meth:`read` takes.
+
+    Attributes:
+        path: the file.
+        size: width and height in working pixels, cropped to the tissue's bounding box.
+        whole_size: the same before the crop.
+        working_mpp: microns per working pixel; ``None`` where the file has no scale.
+        whole_box: the crop, in working pixels of the whole slide.
+        background: ``constant`` or ``keep``.
+        background_rgb: white, or black on dark slides.
+        mask: the tissue, in working pixels of the whole slide.
+    """
+
+    def __init__(
+        self,
+        reader: SlideReader,
+        sampling: Sampling,
+        mask: TissueMask,
+        *,
+        working_mpp: Mpp | None,
+        background: Literal["constant", "keep"],
+        background_rgb: Rgb,
+        parameters: str,
+    ) -> None:
+        self.path = reader.path
+        self.reader = reader
+        self.sampling = sampling
+        self.mask = mask
+        self.working_mpp = working_mpp
+        self.background = background
+        self.background_rgb = background_rgb
+        self.whole_size = sampling.size
+        self.whole_box = Box.covering(sampling.size) if background == "keep" else _crop_box(mask)
+        self._parameters = parameters
+
+    @property
+    def size(self) -> Size:
+        return self.whole_box.size
+
+    @property
+    def tissue_fraction(self) -> float:
+        """The part of the whole slide's area that is tissue; 1 where the background is kept."""
+        return self.mask.fraction
+
+    @property
+    def l0_box(self) -> Box:
+        """The part of level 0 that the working pixels cover, rounded outwards."""
+        level = self.reader.levels[self.sampling.level]
+        box = self.sampling.resampling.level_box(self.whole_box)
+        l0_box = Box.from_edges(
+            int(box.left * level.downsample_x),
+            int(box.top * level.downsample_y),
+            int(-(-box.right * level.downsample_x // 1)),
+            int(-(-box.bottom * level.downsample_y // 1)),
+        )
+        return l0_box.intersection(Box.covering(self.reader.l0_size))
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the file's content and of every parameter that its working pixels depend on."""
+        text = f"{FORMAT_VERSION} {content_hash(self.path)} {self._parameters}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def read(self, px_box: Box) -> Pixels:
+        """Working pixels of a box; a pixel does not depend on the box that it is read with.
+
+        Args:
+            px_box: inside :attr:`size`.
+
+        Returns:
+            uint8 of shape (height, width, 3), area-averaged from the best level, the background constant where the
+            configuration says so.
+
+        Raises:
+            SlideError: the file cannot be decoded there.
+        """
+        assert Box.covering(self.size).contains(px_box), (px_box, self.size)
+        whole_box = px_box.shifted(self.whole_box.left, self.whole_box.top)
+        return self._read(whole_box, masked=self.background == "constant")
+
+    def read_whole(self, whole_box: Box) -> Pixels:
+        """Unmasked working pixels of a box of the whole slide, before the crop to the tissue."""
+        assert Box.covering(self.whole_size).contains(whole_box), (whole_box, self.whole_size)
+        return self._read(whole_box, masked=False)
+
+    def close(self) -> None:
+        """Release the file. May be called twice."""
+        self.reader.close()
+
+    def _read(self, whole_box: Box, *, masked: bool) -> Pixels:
+        """Read in chunks of a bounded number of stored pixels; chunks without tissue are not decoded."""
+        resampling = self.sampling.resampling
+        step_x = max(1, int(CHUNK_LEVEL_PX / resampling.x.ratio))
+        step_y = max(1, int(CHUNK_LEVEL_PX / resampling.y.ratio))
+        if whole_box.width <= step_x and whole_box.height <= step_y:
+            return self._read_chunk(whole_box, masked=masked)
+        out = np.empty((whole_box.height, whole_box.width, 3), np.uint8)
+        for top in range(whole_box.top, whole_box.bottom, step_y):
+            for left in range(whole_box.left, whole_box.right, step_x):
+                chunk = Box(left, top, step_x, step_y).intersection(whole_box)
+                out[chunk.relative_to(whole_box).rows_columns] = self._read_chunk(chunk, masked=masked)
+        return out
+
+    def _read_chunk(self, whole_box: Box, *, masked: bool) -> Pixels:
+        if masked and not self.mask.touches(whole_box):
+            return np.full((whole_box.height, whole_box.width, 3), self.background_rgb, np.uint8)
+        pixels = sample(self.reader, self.sampling, whole_box, self.background_rgb)
+        if masked and not self.mask.covers(whole_box):
+            pixels = np.where(self.mask.pixels(whole_box)[..., None], pixels, np.uint8(self.background_rgb[0]))
+        return pixels
+
+
+def sample(reader: SlideReader, sampling: Sampling, whole_box: Box, background_rgb: Rgb) -> Pixels:
+    """Area-averaged pixels of a box at a sampling: uint8 of shape (height, width, 3)."""
+    level_box = sampling.resampling.level_box(whole_box)
+    level_hwc = reader.read_level(sampling.level, level_box, background_rgb)
+    return sampling.resampling.average(level_hwc, whole_box)
+
+
+def open_working_slide(path: Path, config: SlideConfig, *, mpp: float | None = None) -> WorkingSlide:
+    """Open a slide at the working resolution and find its tissue.
+
+    Args:
+        path: a slide, an image, or the folder of a DICOM slide.
+        config: the resolution and what becomes of the background.
+        mpp: microns per stored pixel, where the manifest gives it for this slide.
+
+    Raises:
+        SlideError: the file is missing or unreadable, has no usable scale or one coarser than the target, is smaller
+            than 32 working pixels a side, or has no tissue.
+    """
+    reader = open_slide(path)
+    try:
+        return _open(reader, config, mpp)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def _open(reader: SlideReader, config: SlideConfig, mpp: float | None) -> WorkingSlide:
+    l0_mpp = resolve_l0_mpp(reader, config, mpp)
+    check_readable(reader)
+    sampling = working_sampling(reader, config, l0_mpp)
+    working_mpp = Mpp(l0_mpp.x * sampling.downsample_x, l0_mpp.y * sampling.downsample_y) if l0_mpp else None
+    background = config.background
+    if background == "auto":
+        background = "keep" if reader.is_plain_image else "constant"
+    px_per_cell = _px_per_cell(sampling, working_mpp)
+    thumbnail, scanned = _thumbnail(reader, sampling, px_per_cell)
+    background_rgb = BLACK if is_dark(thumbnail, scanned) else WHITE
+    mask_file = _mask_file(reader.path, config)
+    if background == "keep":
+        mask = TissueMask.everything(sampling.size)
+    else:
+        cells = find_tissue(thumbnail, scanned) if mask_file is None else _drawn(mask_file, sampling, px_per_cell)
+        mask = TissueMask(cells, px_per_cell, sampling.size)
+        _require_tissue(mask, reader.path, mask_file)
+    drawn = hashlib.blake2b(mask_file.read_bytes(), digest_size=16).hexdigest() if mask_file else None
+    parameters = repr((sampling, working_mpp, background, background == "constant" and drawn))
+    return WorkingSlide(
+        reader,
+        sampling,
+        mask,
+        working_mpp=working_mpp,
+        background=background,
+        background_rgb=background_rgb,
+        parameters=parameters,
+    )
+
+
+def check_readable(reader: SlideReader, side_px: int = 256) -> None:
+    """Read a little of every level: some files open and fail only when pixels are decoded.
+
+    Raises:
+        SlideError: a level cannot be decoded at its centre or its last corner.
+    """
+    for index, level in enumerate(reader.levels):
+        everything = Box.covering(level.size)
+        centre = Box(level.size.width // 2, level.size.height // 2, side_px, side_px).intersection(everything)
+        corner = Box(max(0, level.size.width - side_px), max(0, level.size.height - side_px), side_px, side_px)
+        for level_box in (centre, corner.intersection(everything)):
+            reader.read_level(index, level_box)
+
+
+def _px_per_cell(sampling: Sampling, working_mpp: Mpp | None) -> int:
+    """The side of a mask cell: about 8 microns; without a scale, a thousandth of the slide's longer side."""
+    if working_mpp is not None:
+        return max(1, round(MASK_MPP / working_mpp.mean))
+    return max(1, -(-max(sampling.size.width, sampling.size.height) // MASK_SIDE_CELLS))
+
+
+def _thumbnail(reader: SlideReader, sampling: Sampling, px_per_cell: int) -> tuple[Pixels, Mask]:
+    """A thumbnail of one pixel a cell, and which of its pixels were scanned.
+
+    What is transparent, or lies outside the image, shows the background: it differs between white and black.
+    """
+    coarse = sample_at(reader, sampling.downsample_x * px_per_cell, sampling.downsample_y * px_per_cell, snap=False)
+    cells = Box(0, 0, -(-sampling.size.width // px_per_cell), -(-sampling.size.height // px_per_cell))
+    on_white = _read_thumbnail(reader, coarse, cells, WHITE)
+    if not reader.met_transparency:
+        return on_white, np.ones(on_white.shape[:2], np.bool_)
+    on_black = _read_thumbnail(reader, coarse, cells, BLACK)
+    scanned: Mask = (on_white.astype(np.int16) - on_black).max(axis=2) < 128
+    return on_white, scanned
+
+
+def _read_thumbnail(reader: SlideReader, coarse: Sampling, cells: Box, background_rgb: Rgb) -> Pixels:
+    out = np.empty((cells.height, cells.width, 3), np.uint8)
+    step_x = max(1, int(CHUNK_LEVEL_PX / coarse.resampling.x.ratio))
+    step_y = max(1, int(CHUNK_LEVEL_PX / coarse.resampling.y.ratio))
+    for top in range(0, cells.height, step_y):
+        for left in range(0, cells.width, step_x):
+            chunk = Box(left, top, step_x, step_y).intersection(cells)
+            out[chunk.rows_columns] = sample(reader, coarse, chunk, background_rgb)
+    return out
+
+
+def _mask_file(path: Path, config: SlideConfig) -> Path | None:
+    if config.mask_dir is None:
+        return None
+    file = config.mask_dir / f"{path.stem}.geojson"
+    if file.exists():
+        return file
+    logger.warning("%s: no mask %s; the tissue is found automatically", path, file)
+    return None
+
+
+def _drawn(mask_file: Path, sampling: Sampling, px_per_cell: int) -> Mask:
+    l0_px_per_cell = (sampling.downsample_x * px_per_cell, sampling.downsample_y * px_per_cell)
+    cells = Size(-(-sampling.size.width // px_per_cell), -(-sampling.size.height // px_per_cell))
+    return rasterize(read_polygons(mask_file), l0_px_per_cell, cells)
+
+
+def _require_tissue(mask: TissueMask, path: Path, mask_file: Path | None) -> None:
+    if mask.cells.any():
+        return
+    if mask_file is not None:
+        raise slide_error("the mask's polygons lie outside the slide", mask_file, "export it from the same slide")
+    remedy = (
+        "look at it (wholeslide inspect --overlay DIR), draw a mask (mask_dir), use --background keep, or leave it out"
+    )
+    raise slide_error("no tissue found", path, remedy)
+
+
+def _crop_box(mask: TissueMask) -> Box:
+    """The tissue's bounding box, widened to at least 32 pixels a side where the slide has them."""
+    box = mask.px_bounds
+    left, width = _widen(box.left, box.width, mask.size.width)
+    top, height = _widen(box.top, box.height, mask.size.height)
+    return Box(left, top, width, height)
+
+
+def _widen(start: int, length: int, limit: int) -> tuple[int, int]:
+    if length >= SMALLEST_SIDE_PX:
+        return start, length
+    start = max(0, min(start - (SMALLEST_SIDE_PX - length) // 2, limit - SMALLEST_SIDE_PX))
+    return start, min(SMALLEST_SIDE_PX, limit)
