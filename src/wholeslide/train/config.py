@@ -1,0 +1,328 @@
+"""Everything that ``wholeslide train`` can be told. Free of torch, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wholeslide.errors import ConfigError, Problem, WholeslideError
+from wholeslide.model.config import ModelConfig
+from wholeslide.slides.config import AugmentationConfig, SlideConfig
+from wholeslide.streaming.config import StreamingConfig
+
+METHODS = ("local", "end-to-end")
+GIB = 2**30
+
+Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
+Monitor = Literal["auroc", "loss", "accuracy", "balanced_accuracy", "f1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The options of one training run.
+
+    Args:
+        manifest: CSV of the cohort: file, label, and where known slide, patient, split, mpp.
+        slides: Folder that is searched, with its subfolders, for the files that the manifest names.
+        out: The run directory that is made.
+        cache: Folder of slides prepared by `wholeslide prepare`; a slide that is not in it is read as it is.
+        splits_csv: CLAM's splits_k.csv, which then says which slide is in which split.
+        method: local (locally supervised stages), local-kN for N stages, or end-to-end (one stage).
+        stages: Number of locally supervised stages that the backbone is cut into.
+        backbone: Name of a convolutional timm model.
+        weights: A file of backbone weights, or random; left out: the pretrained weights of timm's hub.
+        first_stride: Stride of the backbone's first convolution (3 is the paper's choice for ResNets).
+        freeze_norm_affine: Freeze the scale and shift of batch norms too, not only their statistics.
+        reconstruction: Train each stage but the last also to reconstruct random regions of its input.
+        reconstruction_weight: Weight of the reconstruction loss against the classification loss.
+        reconstruction_regions: Most regions of one slide that are reconstructed.
+        reconstruction_region_px: Side of such a region in input pixels.
+        attention_dropout: Dropout on the attention weights of every classifier.
+        mpp: Working resolution in microns per pixel, or native for the pixels as they are stored.
+        magnification: May stand for mpp, as 10 / magnification.
+        downsample: Whole number that stored pixels are divided by; implies native.
+        background: What lies outside the tissue: constant masks it, keep leaves it, auto keeps it in plain images only.
+        mask_dir: Folder of GeoJSON tissue masks drawn in QuPath, named like the slides.
+        mpp_override: Scale of the stored pixels, for files that tell none or a wrong one.
+        augmentation: Crop, flip, turn and jitter the training slides.
+        crop_probability: How often a training slide is cropped.
+        crop_minimum: Smallest part of each side that a crop keeps.
+        crop_minimum_small: The same for a side shorter than small_side_px.
+        small_side_px: Sides shorter than this many working pixels count as small.
+        flips: Flip training slides at random.
+        turns: Turn training slides by random quarter turns.
+        jitter: Strength of the colour jitter.
+        memory: Most memory to use, as 8GiB, or smallest; left out: what is free.
+        store: Where the features between stages are kept.
+        tile: Side of a tile in working pixels; left out: chosen to fit the memory.
+        precision: Number format of the stages' arithmetic; auto measures which is quickest.
+        accelerator: Kind of device to train on.
+        devices: Number of devices.
+        nodes: Number of machines.
+        prefetch_bytes: Most memory that a slide being read ahead may take, on top of --memory. Left out: 1 GiB, or
+            nothing where --memory bounds the memory of a CPU.
+        schedule: simultaneous trains all stages at every slide; sequential trains a stage for all its epochs, goes
+            back to its best epoch, freezes it and trains the next.
+        epochs: Passes over the training split; with the sequential schedule, for each stage.
+        unit: What counts as one case when a metric is taken.
+        group: Column whose values are never cut by a split.
+        fractions: Shares of the training, validation and test split, drawn if the manifest has no split.
+        seed: Seed of every draw: the split, new layers, the order of slides, augmentation, regions, dropout.
+        on_unreadable: stop at slides that cannot be read, or exclude and list them.
+        lr: Learning rate of the backbone.
+        head_lr: Learning rate of classifiers and decoders; left out: twice lr.
+        weight_decay: AdamW's weight decay.
+        accumulate: Slides whose gradients are averaged for one step of the optimiser.
+        lr_schedule: Divide the rates by ten on a plateau of the monitored metric, or at 25/55, 35/55 and 45/55 of the
+            epochs (multistep), or never (constant).
+        lr_patience: Epochs without improvement that make a plateau.
+        monitor: Validation metric of the trained head that chooses the best checkpoint, ends plateaus and stops early.
+            Ties are broken by the validation loss.
+        patience: Stop after this many epochs without improvement of the monitored metric; 0 never stops early.
+        class_weights: balanced weighs classes by the inverse of their number of training slides.
+        loggers: Where losses and metrics are logged.
+        checkpoint_minutes: Save at least this often, besides at the end of every epoch; 0 saves at every step.
+        resume: Go on with the run in out where it was saved last.
+        quiet: No progress bar.
+    """
+
+    manifest: Path
+    slides: Path
+    out: Path
+    cache: Path | None = None
+    splits_csv: Path | None = None
+
+    method: str = "local"
+    stages: int = 4
+    backbone: str = "resnet34"
+    weights: str | None = None
+    first_stride: int | None = None
+    freeze_norm_affine: bool = False
+    reconstruction: bool = True
+    reconstruction_weight: float = 1.0
+    reconstruction_regions: int = 10
+    reconstruction_region_px: int = 768
+    attention_dropout: float = 0.2
+
+    mpp: float | Literal["native"] = 2.0
+    magnification: float | None = None
+    downsample: float | None = None
+    background: Literal["auto", "constant", "keep"] = "auto"
+    mask_dir: Path | None = None
+    mpp_override: float | None = None
+
+    augmentation: bool = True
+    crop_probability: float = 0.6
+    crop_minimum: float = 0.5
+    crop_minimum_small: float = 0.9
+    small_side_px: int = 3000
+    flips: bool = True
+    turns: bool = True
+    jitter: float = 0.1
+
+    memory: str | None = None
+    store: Literal["auto", "device", "host"] = "auto"
+    tile: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+    prefetch_bytes: int | None = None
+
+    schedule: Literal["simultaneous", "sequential"] = "simultaneous"
+    epochs: int = 55
+    unit: Literal["patient", "slide", "file"] = "patient"
+    group: str = "patient"
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    seed: int = 0
+    on_unreadable: Literal["stop", "exclude"] = "stop"
+
+    lr: float = 1e-5
+    head_lr: float | None = None
+    weight_decay: float = 1e-6
+    accumulate: int = 8
+    lr_schedule: Literal["plateau", "multistep", "constant"] = "plateau"
+    lr_patience: int = 5
+    monitor: Monitor = "auroc"
+    patience: int = 15
+    class_weights: Literal["none", "balanced"] = "none"
+
+    loggers: tuple[Logger, ...] = ("csv", "tensorboard")
+    checkpoint_minutes: float = 10.0
+    resume: bool = False
+    quiet: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Number of stages, with the methods that stand for a number resolved."""
+        if self.method == "end-to-end":
+            return 1
+        short = re.fullmatch(r"local-k(\d+)", self.method)
+        return int(short[1]) if short else self.stages
+
+    @property
+    def classifier_lr(self) -> float:
+        """Learning rate of classifiers and decoders."""
+        return 2 * self.lr if self.head_lr is None else self.head_lr
+
+    def model_config(self) -> ModelConfig:
+        """What the network is built from."""
+        return ModelConfig(
+            backbone=self.backbone,
+            stages=self.depth,
+            weights=self.weights,
+            first_stride=self.first_stride,
+            freeze_norm_affine=self.freeze_norm_affine,
+            reconstruction=self.reconstruction,
+            reconstruction_weight=self.reconstruction_weight,
+            reconstruction_regions=self.reconstruction_regions,
+            reconstruction_region_px=self.reconstruction_region_px,
+            attention_dropout=self.attention_dropout,
+        )
+
+    def slide_config(self) -> SlideConfig:
+        """How slides are read, in training and in every later prediction."""
+        return SlideConfig(
+            mpp=self.mpp,
+            magnification=self.magnification,
+            downsample=self.downsample,
+            background=self.background,
+            mask_dir=self.mask_dir,
+            mpp_override=self.mpp_override,
+        )
+
+    def streaming_config(self) -> StreamingConfig:
+        """What the planner is given."""
+        return StreamingConfig(memory=self.memory, store=self.store, tile=self.tile, precision=self.precision)
+
+    def augmentation_config(self) -> AugmentationConfig | None:
+        """How training slides are varied; None: not at all."""
+        if not self.augmentation:
+            return None
+        return AugmentationConfig(
+            crop_probability=self.crop_probability,
+            crop_minimum=self.crop_minimum,
+            crop_minimum_small=self.crop_minimum_small,
+            small_side_px=self.small_side_px,
+            flips=self.flips,
+            turns=self.turns,
+            jitter=self.jitter,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for YAML. Whether the run was resumed is not part of it."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "resume"]
+        return {name: _plain(getattr(self, name)) for name in names}
+
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same, valid from whatever folder it is used."""
+        given = {name: getattr(self, name) for name in _PATHS}
+        absolute = {name: Path(path).expanduser().absolute() for name, path in given.items() if path is not None}
+        return dataclasses.replace(self, **absolute)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`; keys that are no options are left aside."""
+        options: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name not in values:
+                continue
+            value = values[field.name]
+            if field.name in _PATHS and value is not None:
+                value = Path(value)
+            elif field.name in _TUPLES:
+                value = tuple(value)
+            options[field.name] = value
+        return cls(**options)
+
+    def check(self) -> None:
+        """Find every option that makes no sense.
+
+        Raises:
+            ConfigError: all of them together.
+        """
+        problems = [*_method_problems(self), *_device_problems(self), *_range_problems(self), *_part_problems(self)]
+        if problems:
+            raise ConfigError(problems)
+
+
+_PATHS = frozenset({"manifest", "slides", "out", "cache", "splits_csv", "mask_dir"})
+_TUPLES = frozenset({"fractions", "loggers"})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _method_problems(config: TrainConfig) -> list[Problem]:
+    if config.method in METHODS or re.fullmatch(r"local-k[1-9]\d*", config.method):
+        return []
+    return [
+        Problem(
+            f"unknown method {config.method!r}",
+            "--method",
+            "choose local, local-kN with N stages (local-k4), or end-to-end",
+        )
+    ]
+
+
+def _device_problems(config: TrainConfig) -> list[Problem]:
+    several = [("--devices", config.devices), ("--nodes", config.nodes)]
+    return [
+        Problem(f"training on {count} is not supported", name, f"leave {name} at 1")
+        for name, count in several
+        if count != 1
+    ]
+
+
+def _range_problems(config: TrainConfig) -> list[Problem]:
+    problems = []
+    at_least = {"stages": 1, "epochs": 1, "accumulate": 1, "lr_patience": 1, "patience": 0, "checkpoint_minutes": 0}
+    at_least |= {
+        "weight_decay": 0,
+        "reconstruction_weight": 0,
+        "reconstruction_regions": 1,
+        "reconstruction_region_px": 1,
+    }
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            problems.append(Problem(f"{getattr(config, name)} is too small", option(name), f"give {least} or more"))
+    if config.prefetch_bytes is not None and config.prefetch_bytes < 0:
+        problems.append(Problem(f"{config.prefetch_bytes} is too small", option("prefetch_bytes"), "give 0 or more"))
+    for name in ("lr", "head_lr"):
+        rate = getattr(config, name)
+        if rate is not None and not rate > 0:
+            problems.append(
+                Problem(f"{rate} is no learning rate", option(name), "give a positive number, such as 1e-5")
+            )
+    if not 0 <= config.attention_dropout < 1:
+        problems.append(
+            Problem(f"{config.attention_dropout} is no dropout", option("attention_dropout"), "give 0 or more, below 1")
+        )
+    shares = config.fractions
+    if min(shares) < 0 or shares[0] <= 0 or abs(sum(shares) - 1) > 1e-6:
+        problems.append(
+            Problem(f"{shares} are no shares of a whole", "--fractions", "give three that sum to 1, as 0.7,0.15,0.15")
+        )
+    return problems
+
+
+def _part_problems(config: TrainConfig) -> list[Problem]:
+    """What the rooms below have to say about their own options."""
+    problems: list[Problem] = []
+    for build in (config.slide_config, config.streaming_config, config.augmentation_config, config.model_config):
+        try:
+            build()
+        except WholeslideError as error:
+            problems.extend(error.problems)
+    return problems
+
+
+def option(name: str) -> str:
+    """A field's name as the command line spells it."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,77 @@
+"""What a run will take: time, memory and disk, as lines to print."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from wholeslide.train.config import GIB, TrainConfig
+from wholeslide.train.setup import Prepared, prefetch_limit
+from wholeslide.train.survey import augmented_megapixels, megapixels
+
+SPLITS = ("train", "valid", "test")
+MIB = 2**20
+
+
+def describe(prepared: Prepared) -> list[str]:
+    """The cohort, the plan, and the estimates."""
+    return [*cohort_lines(prepared), *prepared.plan.summary, *estimate_lines(prepared)]
+
+
+def cohort_lines(prepared: Prepared) -> list[str]:
+    """Slides, classes and splits."""
+    table, classes = prepared.cohort.table, prepared.cohort.classes
+    lines = [f"{len(table)} files of {table['slide'].nunique()} slides of {table['patient'].nunique()} patients"]
+    for split in SPLITS:
+        rows = prepared.cohort.split(split)
+        counts = ", ".join(f"{name} {int((rows['label'] == name).sum())}" for name in classes)
+        lines.append(f"  {split}: {len(rows)} files ({counts})")
+    if len(prepared.excluded):
+        lines.append(f"  left out, unreadable: {', '.join(prepared.excluded['file'])}")
+    sizes = sorted((fact.size for fact in prepared.facts.values()), key=lambda size: size.area)
+    tissue = sum(fact.tissue_fraction for fact in prepared.facts.values()) / len(prepared.facts)
+    lines.append(f"working sizes {sizes[0]} to {sizes[-1]} px, {tissue:.0%} of it tissue on average")
+    return lines
+
+
+def estimate_lines(prepared: Prepared) -> list[str]:
+    """Time, memory and disk."""
+    config, plan = prepared.config, prepared.plan
+    train, valid = prepared.facts_of_split("train"), prepared.facts_of_split("valid")
+    train_seconds = augmented_megapixels(train, config.augmentation_config()) * plan.seconds_per_megapixel
+    valid_seconds = megapixels(valid) * plan.inference_seconds_per_megapixel
+    epochs = total_epochs(config)
+    epoch_seconds = train_seconds + valid_seconds
+    largest_bytes = max(3 * fact.size.area for fact in prepared.facts.values())
+    ahead = 2 * largest_bytes if largest_bytes <= prefetch_limit(config, prepared.device) else 0
+    disk = 3 * checkpoint_bytes(prepared.network)
+    return [
+        f"time: about {train_seconds / max(1, len(train)):.1f} s a slide, {clock(epoch_seconds)} an epoch, "
+        f"{clock(epochs * epoch_seconds)} for {epochs} epochs, reading of slides not counted",
+        f"memory: about {amount(plan.predicted_peak_bytes)} at most for training and {amount(ahead)} for reading ahead",
+        f"disk: about {amount(disk)} for checkpoints in {config.out}",
+    ]
+
+
+def total_epochs(config: TrainConfig) -> int:
+    """Epochs of a run that does not stop early."""
+    return config.epochs * (config.depth if config.schedule == "sequential" else 1)
+
+
+def checkpoint_bytes(network: nn.Module) -> int:
+    """One checkpoint: the weights, and two moments for what is trained."""
+    weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+    return int(weights + 2 * trained)
+
+
+def clock(seconds: float) -> str:
+    """A length of time in the unit that suits it."""
+    for limit, unit, length in ((90, "s", 1), (90 * 60, "min", 60), (48 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}" if unit != "h" else f"{seconds / length:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def amount(count_bytes: float) -> str:
+    """A number of bytes in MiB or GiB."""
+    return f"{count_bytes / GIB:.1f} GiB" if count_bytes >= GIB else f"{count_bytes / MIB:.0f} MiB"

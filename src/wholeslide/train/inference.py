@@ -1,0 +1,112 @@
+"""Predictions of every stage's classifier for the slides of a table: in validation, evaluation and on new slides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from wholeslide.errors import WholeslideError
+from wholeslide.slides.config import SlideConfig
+from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.train.config import GIB
+from wholeslide.train.prefetch import Ready, read_ahead
+from wholeslide.train.progress import ProgressTask, memory_bytes, slide_note
+from wholeslide.train.views import Entry, ViewSource, entries
+
+OnError = Callable[[Entry, WholeslideError], None]
+
+
+@dataclass(frozen=True)
+class SlidePrediction:
+    """What the network says of one file: ``probabilities`` (K, classes), the last row being the final classifier's."""
+
+    entry: Entry
+    probabilities: np.ndarray
+    seconds: float
+    wait_seconds: float
+
+
+def iterate_predictions(
+    engine: StreamingEngine,
+    cohort_table: pd.DataFrame,
+    slide_config: SlideConfig,
+    *,
+    cache: Path | None = None,
+    on_error: OnError | None = None,
+    prefetch_bytes: int = GIB,
+) -> Iterator[SlidePrediction]:
+    """Predict file after file, in the table's order, without augmentation.
+
+    A file that cannot be read is passed to ``on_error`` and left out; without ``on_error`` it ends the iteration.
+
+    Raises:
+        SlideError: a file cannot be read, and there is no ``on_error``.
+    """
+    source = ViewSource(slide_config, engine.network.padded_size, cache)
+    ready = read_ahead(entries(cohort_table), source.open, name=lambda entry: entry.file, limit_bytes=prefetch_bytes)
+    with closing(ready):
+        for item in ready:
+            try:
+                prediction = _predict(engine, item)
+            except WholeslideError as error:
+                if on_error is None:
+                    raise
+                on_error(item.item, error)
+                continue
+            yield prediction
+
+
+def predict_slides(
+    engine: StreamingEngine,
+    cohort_table: pd.DataFrame,
+    slide_config: SlideConfig,
+    *,
+    classes: Sequence[str],
+    cache: Path | None = None,
+    on_error: OnError | None = None,
+    progress: ProgressTask | None = None,
+    prefetch_bytes: int = GIB,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables of predictions: of the final classifier, and of every stage's.
+
+    Both have a row a file with the columns ``file, slide, patient, label, prediction, prob_<class>…``; the second has
+    ``stage`` too, from 1. See :func:`iterate_predictions` for the other arguments.
+
+    Raises:
+        SlideError: a file cannot be read, and there is no ``on_error``.
+    """
+    rows: list[dict[str, Any]] = []
+    for found in iterate_predictions(
+        engine, cohort_table, slide_config, cache=cache, on_error=on_error, prefetch_bytes=prefetch_bytes
+    ):
+        rows.extend(stage_rows(found, classes))
+        if progress is not None:
+            progress.advance(slide_note(found.seconds, memory_bytes(engine.device)))
+    columns = ["file", "slide", "patient", "label", "prediction", *(f"prob_{name}" for name in classes)]
+    by_stage = pd.DataFrame(rows, columns=["stage", *columns])
+    final = by_stage[by_stage["stage"] == engine.network.depth]
+    return final[columns].reset_index(drop=True), by_stage
+
+
+def stage_rows(found: SlidePrediction, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A prediction as table rows, one a stage."""
+    rows = []
+    for stage, probabilities in enumerate(found.probabilities, start=1):
+        columns = {f"prob_{name}": float(value) for name, value in zip(classes, probabilities, strict=True)}
+        chosen = classes[int(np.argmax(probabilities))]
+        rows.append({"stage": stage, **found.entry.identity, "prediction": chosen, **columns})
+    return rows
+
+
+def _predict(engine: StreamingEngine, item: Ready[Entry]) -> SlidePrediction:
+    begin = time.perf_counter()
+    with item.view() as view:
+        probabilities = np.asarray(engine.predict(view), dtype=np.float64)
+    return SlidePrediction(item.item, probabilities, time.perf_counter() - begin, item.wait_seconds)

@@ -1,0 +1,114 @@
+"""AdamW with two learning rates, and how the rates decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from wholeslide.errors import RunError
+from wholeslide.model.network import LocalNetwork
+from wholeslide.train.config import TrainConfig
+
+MULTISTEP_FRACTIONS = (25 / 55, 35 / 55, 45 / 55)
+DECAY = 0.1
+
+
+def build_optimizer(network: LocalNetwork, config: TrainConfig, stage: int | None) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of one stage (counted from 1), or of all (None).
+
+    Two groups: the backbone at ``lr``, classifiers and decoders at ``head_lr``.
+    """
+    return torch.optim.AdamW(
+        [
+            {"params": network.backbone_parameters(stage), "lr": config.lr, "base_lr": config.lr},
+            {
+                "params": network.head_parameters(stage),
+                "lr": config.classifier_lr,
+                "base_lr": config.classifier_lr,
+            },
+        ],
+        weight_decay=config.weight_decay,
+    )
+
+
+def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Every parameter that the optimiser steps."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as ``<parameter>/<entry>`` tensors, for a file without pickle."""
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    return {
+        f"{names[parameter]}/{entry}": value
+        for parameter in optimizer_parameters(optimizer)
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], *, where: str
+) -> None:
+    """The inverse of :func:`optimizer_tensors`, into a fresh optimiser.
+
+    Raises:
+        RunError: the tensors belong to another network.
+    """
+    parameters = dict(network.named_parameters())
+    stepped = set(optimizer_parameters(optimizer))
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        parameter = parameters.get(name)
+        fits = parameter is not None and parameter in stepped and (value.ndim == 0 or value.shape == parameter.shape)
+        if parameter is None or not fits:
+            raise RunError.single(
+                f"the optimiser's state of {name!r} does not belong to this network",
+                where=where,
+                remedy="resume with the wholeslide and timm that config.yaml names",
+            )
+        # AdamW keeps its count of steps on the CPU, its moments beside the parameter.
+        device = torch.device("cpu") if value.ndim == 0 else parameter.device
+        optimizer.state[parameter][entry] = value.to(device)
+
+
+@dataclass
+class RateState:
+    """How far the learning rates have decayed."""
+
+    factor: float = 1.0
+    waited: int = 0
+
+
+class RateSchedule:
+    """Multiplies both learning rates by 0.1, on a plateau or at fixed epochs."""
+
+    def __init__(self, config: TrainConfig, state: RateState) -> None:
+        self.config = config
+        self.state = state
+
+    @property
+    def milestones(self) -> list[int]:
+        """Numbers of finished epochs after which the rates decay: 25, 35 and 45 of 55, scaled to ``epochs``."""
+        if self.config.lr_schedule != "multistep":
+            return []
+        return [round(self.config.epochs * fraction) for fraction in MULTISTEP_FRACTIONS]
+
+    def epoch_end(self, *, epochs_done: int, improved: bool) -> bool:
+        """Take note of a finished epoch. True if the rates decayed."""
+        if self.config.lr_schedule == "plateau":
+            self.state.waited = 0 if improved else self.state.waited + 1
+            if self.state.waited < self.config.lr_patience:
+                return False
+            self.state.waited = 0
+            self.state.factor *= DECAY
+            return True
+        decays = self.milestones.count(epochs_done)
+        self.state.factor *= DECAY**decays
+        return decays > 0
+
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set the optimiser's rates."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.state.factor

@@ -1,0 +1,246 @@
+"""A run directory: what a training run is told, what it holds, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+
+from wholeslide import __version__
+from wholeslide.cohort.manifest import Cohort, read_cohort
+from wholeslide.cohort.splits import write_split
+from wholeslide.errors import RunError
+from wholeslide.model.network import LocalNetwork, build_network
+from wholeslide.slides.config import SlideConfig
+from wholeslide.streaming.plan import Plan
+from wholeslide.train.checkpoint import (
+    FORMAT_VERSION,
+    Checkpoints,
+    Which,
+    check_format,
+    disk_errors,
+    load_network_tensors,
+    write_atomically,
+)
+from wholeslide.train.config import TrainConfig
+
+FOLDERS = ("checkpoints", "log", "predictions", "metrics")
+_BEGUN = frozenset({*FOLDERS, "cohort.csv", "plan.json", "excluded.csv"})
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Statistics of the training split's tissue, in [0, 1]: mean and deviation of red, green and blue; mean grey."""
+
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    mean_grey: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that exists.
+
+    ``classes`` are in the order of the network's outputs; ``class_weights`` are the factors on their losses, if any;
+    ``versions`` are of what made the run.
+    """
+
+    path: Path
+    config: TrainConfig
+    classes: tuple[str, ...]
+    tissue: Tissue
+    class_weights: tuple[float, ...] | None
+    plan: Plan
+    versions: dict[str, str]
+
+    @classmethod
+    def create(
+        cls,
+        config: TrainConfig,
+        cohort: Cohort,
+        *,
+        tissue: Tissue,
+        class_weights: Sequence[float] | None,
+        plan: Plan,
+    ) -> Run:
+        """Make the directory and everything in it but ``config.yaml``, which :meth:`seal` writes last.
+
+        Raises:
+            RunError: the disk is full, or the folder cannot be written.
+        """
+        run = cls(
+            path=config.out,
+            config=config,
+            classes=cohort.classes,
+            tissue=tissue,
+            class_weights=None if class_weights is None else tuple(class_weights),
+            plan=plan,
+            versions=current_versions(),
+        )
+        with _writable(run.path), disk_errors(run.path):
+            for name in FOLDERS:
+                (run.path / name).mkdir(parents=True, exist_ok=True)
+            write_split(cohort, run.path / "cohort.csv")
+            write_atomically(run.path / "plan.json", json.dumps(plan.to_dict(), indent=2).encode())
+        return run
+
+    def seal(self) -> None:
+        """Write ``config.yaml``: from here on the directory is a run that can be resumed."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            **self.config.to_dict(),
+            "classes": list(self.classes),
+            "class_weighting": None if self.class_weights is None else list(self.class_weights),
+            "tissue": {
+                "pixel_mean": list(self.tissue.pixel_mean),
+                "pixel_std": list(self.tissue.pixel_std),
+                "mean_grey": self.tissue.mean_grey,
+            },
+            "versions": self.versions,
+        }
+        with disk_errors(self.path):
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            write_atomically(self.path / "config.yaml", text.encode())
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """A run that was made before.
+
+        Raises:
+            RunError: there is none, it is damaged, or it has a format that this version does not know.
+        """
+        config_path = path / "config.yaml"
+        if not config_path.is_file():
+            raise RunError.single(
+                "not a run directory, it has no config.yaml",
+                where=str(path),
+                remedy="give the folder that `wholeslide train --out` made",
+            )
+        try:
+            values = yaml.safe_load(config_path.read_text())
+            check_format(values["format_version"], config_path)
+            tissue, weights = values["tissue"], values["class_weighting"]
+            return cls(
+                path=path,
+                config=TrainConfig.from_dict(values),
+                classes=tuple(values["classes"]),
+                tissue=Tissue(tuple(tissue["pixel_mean"]), tuple(tissue["pixel_std"]), tissue["mean_grey"]),
+                class_weights=None if weights is None else tuple(weights),
+                plan=_read_plan(path / "plan.json"),
+                versions=values["versions"],
+            )
+        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise RunError.single(
+                "config.yaml is damaged", where=str(config_path), remedy="put back a copy of it, or train again"
+            ) from error
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def slide_config(self) -> SlideConfig:
+        """How this run's slides are read."""
+        return self.config.slide_config()
+
+    @property
+    def mean_grey(self) -> float:
+        """Mean grey of the training tissue, in [0, 1]."""
+        return self.tissue.mean_grey
+
+    def cohort(self, slides: Path | None = None) -> Cohort:
+        """The cohort that the run was trained on, its files found below ``slides`` (default: where they were).
+
+        Raises:
+            CohortError: files are no longer there.
+        """
+        return read_cohort(self.path / "cohort.csv", slides or self.config.slides)
+
+    def build_network(self, *, pretrained: bool) -> LocalNetwork:
+        """The network as it is before training; only its structure where not ``pretrained``."""
+        return build_network(
+            self.config.model_config(),
+            classes=len(self.classes),
+            pixel_mean=self.tissue.pixel_mean,
+            pixel_std=self.tissue.pixel_std,
+            seed=self.config.seed,
+            class_weights=self.class_weights,
+            pretrained=pretrained,
+        )
+
+    def load_network(self, which: Which = "best") -> LocalNetwork:
+        """The trained network, of the best epoch or the last state, on the CPU in evaluation mode.
+
+        Raises:
+            RunError: there is no such checkpoint, or it is damaged.
+        """
+        network = self.build_network(pretrained=False)
+        weights, _, pointer = self.checkpoints.read(which)
+        load_network_tensors(network, weights, where=str(self.checkpoints.folder / pointer.file))
+        return network.eval()
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    return {
+        "wholeslide": __version__,
+        "torch": str(torch.__version__),
+        "timm": version("timm"),
+        "python": platform.python_version(),
+    }
+
+
+def claim_folder(out: Path, *, resume: bool) -> Literal["new", "resume"]:
+    """Whether a run can begin in a folder, or goes on in it.
+
+    With ``resume``, a folder that is not there, or in which a start was cut off before its first checkpoint, begins
+    anew, so that a job which is always started with ``--resume`` works the first time too.
+
+    Raises:
+        RunError: something else is in the way.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError.single("a file is in the way", where=str(out), remedy="give another --out")
+    held = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if not held:
+        return "new"
+    if resume and "config.yaml" in held:
+        return "resume"
+    unfinished = all(name in _BEGUN or name.endswith(".part") for name in held)
+    if resume and unfinished:
+        return "new"
+    if resume:
+        raise RunError.single(
+            "not a run directory, it has no config.yaml", where=str(out), remedy="give the run's own --out"
+        )
+    raise RunError.single(
+        "the run directory exists", where=str(out), remedy="add --resume to go on with it, or give another --out"
+    )
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.from_dict(json.loads(path.read_bytes()))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunError.single(
+            "plan.json is missing or damaged", where=str(path), remedy="put back a copy of it, or train again"
+        ) from error
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Say in the user's words that a folder cannot be written."""
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise RunError.single(
+            f"cannot write here, {error.strerror}", where=str(path), remedy="give an --out that you may write"
+        ) from error

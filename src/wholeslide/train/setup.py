@@ -1,0 +1,242 @@
+"""What happens before the first step: the cohort, its audit, its statistics, the network, the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from wholeslide.cohort.audit import audit
+from wholeslide.cohort.manifest import Cohort, read_cohort
+from wholeslide.cohort.splits import split_cohort
+from wholeslide.errors import ConfigError, Problem, WholeslideError
+from wholeslide.model.network import LocalNetwork, build_network
+from wholeslide.slides.statistics import tissue_statistics
+from wholeslide.slides.working import WorkingSlide
+from wholeslide.streaming.plan import Plan
+from wholeslide.streaming.planner import make_plan
+from wholeslide.train.config import GIB, TrainConfig, option
+from wholeslide.train.history import check_loggers
+from wholeslide.train.run import Run, Tissue, claim_folder
+from wholeslide.train.survey import Finding, SlideFacts, facts_of, raise_finding, survey
+from wholeslide.train.validation import balanced_weights
+from wholeslide.train.views import Entry, entries, open_slide_of
+
+logger = logging.getLogger(__name__)
+
+STATISTICS_PIXELS = 4_000_000
+_PLACEHOLDER = (0.5, 0.5, 0.5)
+
+MAY_CHANGE = frozenset(
+    {"manifest", "slides", "out", "cache", "splits_csv", "on_unreadable", "accelerator", "prefetch_bytes", "patience"}
+    | {"loggers", "checkpoint_minutes", "resume", "quiet", "unit", "memory", "store", "tile", "weights"}
+    | {"mask_dir"}
+)
+"""Options that a resumed run may be given anew. Those that the plan was made from have no effect: the plan stays."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run about to begin. ``facts`` is by file, ``excluded`` has columns ``file, error``."""
+
+    config: TrainConfig
+    cohort: Cohort
+    excluded: pd.DataFrame
+    facts: dict[str, SlideFacts]
+    tissue: Tissue
+    class_weights: list[float] | None
+    network: LocalNetwork
+    plan: Plan
+    device: torch.device
+
+    def facts_of_split(self, name: str) -> list[SlideFacts]:
+        return [self.facts[str(file)] for file in self.cohort.split(name)["file"]]
+
+
+def prepare_run(config: TrainConfig) -> Prepared:
+    """Read, check and measure everything that a new run needs. Writes nothing.
+
+    Raises:
+        WholeslideError: all that stands in the way: first the options, the folder, the manifest and the network
+            together; then every slide that cannot be read and every fault of the cohort.
+    """
+    cohort, network = _quick_checks(config)
+    rows = entries(cohort.table)
+    findings = survey(rows, config.slide_config(), cache=config.cache, quiet=config.quiet)
+    result = audit(
+        cohort,
+        group=config.group,
+        open_check=partial(raise_finding, findings),
+        on_unreadable=config.on_unreadable,
+        unit=config.unit,
+    )
+    for warning in result.warnings:
+        logger.warning("%s", warning)
+    if len(result.excluded):
+        logger.warning("%d slides cannot be read and are left out", len(result.excluded))
+        network = _network(config, result.cohort)
+    tissue = _measure_tissue(config, result.cohort)
+    network.pixel_mean.copy_(torch.tensor(tissue.pixel_mean))
+    network.pixel_std.copy_(torch.tensor(tissue.pixel_std))
+    facts = _facts_by_file(findings, entries(result.cohort.table))
+    device = choose_device(config)
+    largest = max((fact.size for fact in facts.values()), key=lambda size: size.area)
+    plan = make_plan(network.to(device), network.padded_size(largest), config.streaming_config(), device)
+    return Prepared(
+        config=config,
+        cohort=result.cohort,
+        excluded=result.excluded,
+        facts=facts,
+        tissue=tissue,
+        class_weights=_class_weights(config, result.cohort),
+        network=network,
+        plan=plan,
+        device=device,
+    )
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device to train on; with ``auto`` a CUDA device if there is one.
+
+    Raises:
+        ConfigError: a CUDA device is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if config.accelerator == "cuda" and not available:
+        raise ConfigError.single("no CUDA device is found", where="--accelerator cuda", remedy="choose cpu or auto")
+    return torch.device("cuda", 0) if available and config.accelerator != "cpu" else torch.device("cpu")
+
+
+def prefetch_limit(config: TrainConfig, device: torch.device) -> int:
+    """Most bytes of a view that is read ahead."""
+    if config.prefetch_bytes is not None:
+        return config.prefetch_bytes
+    return 0 if config.memory is not None and device.type == "cpu" else GIB
+
+
+def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
+    """The options of a run that goes on: the given ones, if they do not change what the run computes.
+
+    ``epochs`` may grow, but not where the decay of the rates or the turn to the next stage depends on it.
+
+    Raises:
+        ConfigError: every option that differs and must not.
+    """
+    may_change = set(MAY_CHANGE)
+    if stored.lr_schedule != "multistep" and stored.schedule == "simultaneous":
+        may_change.add("epochs")
+    problems = []
+    for field in dataclasses.fields(TrainConfig):
+        before, now = getattr(stored, field.name), getattr(given, field.name)
+        if field.name not in may_change and before != now:
+            problems.append(
+                Problem(
+                    f"{now} is asked for, but the run began with {before}",
+                    option(field.name),
+                    "resume with the options that the run began with, or begin another in a new --out",
+                )
+            )
+    if problems:
+        raise ConfigError(problems)
+    kept = {name: getattr(stored, name) for name in ("memory", "store", "tile", "weights", "manifest", "splits_csv")}
+    return dataclasses.replace(given, **kept)
+
+
+def open_resumed(config: TrainConfig) -> tuple[Run, Cohort]:
+    """The run in ``config.out`` and its cohort, with the options that it goes on with.
+
+    Raises:
+        WholeslideError: the run is damaged, its slides are gone, or the options are others.
+    """
+    stored = Run.open(config.out)
+    run = dataclasses.replace(stored, config=resumed_config(stored.config, config))
+    return run, run.cohort()
+
+
+def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
+    """What can be found wrong within seconds, together."""
+    problems: list[Problem] = []
+    cohort: Cohort | None = None
+    network: LocalNetwork | None = None
+    for check in (config.check, partial(check_loggers, config.loggers), partial(choose_device, config)):
+        try:
+            check()
+        except WholeslideError as error:
+            problems.extend(error.problems)
+    try:
+        claim_folder(config.out, resume=config.resume)
+    except WholeslideError as error:
+        problems.extend(error.problems)
+    try:
+        cohort = _read_cohort(config)
+    except WholeslideError as error:
+        problems.extend(error.problems)
+    try:
+        network = _network(config, cohort)
+    except WholeslideError as error:
+        problems.extend(problem for problem in error.problems if problem not in problems)
+    if problems:
+        raise WholeslideError(problems)
+    assert cohort is not None
+    assert network is not None
+    return cohort, network
+
+
+def _read_cohort(config: TrainConfig) -> Cohort:
+    cohort = read_cohort(config.manifest, config.slides, splits_csv=config.splits_csv)
+    if cohort.has_splits:
+        return cohort
+    return split_cohort(cohort, fractions=config.fractions, group=config.group, seed=config.seed)
+
+
+def _network(config: TrainConfig, cohort: Cohort | None) -> LocalNetwork:
+    return build_network(
+        config.model_config(),
+        classes=2 if cohort is None else max(2, len(cohort.classes)),
+        pixel_mean=_PLACEHOLDER,
+        pixel_std=_PLACEHOLDER,
+        seed=config.seed,
+        class_weights=None if cohort is None else _class_weights(config, cohort),
+    )
+
+
+def _class_weights(config: TrainConfig, cohort: Cohort) -> list[float] | None:
+    if config.class_weights == "none":
+        return None
+    counts = training_counts(cohort)
+    # A class without training slides is a fault that the audit reports.
+    return balanced_weights([max(1, count) for count in counts])
+
+
+def training_counts(cohort: Cohort) -> list[int]:
+    """Number of training files of each class."""
+    labels = cohort.split("train")["label"]
+    return [int((labels == name).sum()) for name in cohort.classes]
+
+
+def _measure_tissue(config: TrainConfig, cohort: Cohort) -> Tissue:
+    """Statistics of the training split's tissue, and of no other slide."""
+
+    def slides() -> Iterator[WorkingSlide]:
+        for entry in entries(cohort.split("train")):
+            with closing(open_slide_of(entry, config.slide_config(), config.cache)) as slide:
+                yield slide
+
+    found = tissue_statistics(slides(), seed=config.seed, max_pixels=STATISTICS_PIXELS)
+    mean, deviation = found.mean, found.std
+    return Tissue(
+        pixel_mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        pixel_std=(float(deviation[0]), float(deviation[1]), float(deviation[2])),
+        mean_grey=float(found.mean_grey),
+    )
+
+
+def _facts_by_file(findings: Mapping[Path, Finding], rows: list[Entry]) -> dict[str, SlideFacts]:
+    return {entry.file: fact for entry, fact in zip(rows, facts_of(findings, rows), strict=True)}
