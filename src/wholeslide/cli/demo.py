@@ -1,0 +1,40 @@
+"""``wholeslide demo``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wholeslide.cli.command import Command
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoArguments:
+    """Where the demonstration goes.
+
+    Args:
+        out: Folder for its slides, its run and its results.
+        seed: Seed of the made-up slides and of the training.
+    """
+
+    out: Path = Path("demo-out")
+    seed: int = 0
+
+
+def run(arguments: DemoArguments) -> int:
+    """Make slides, train, evaluate, and say what was found."""
+    from wholeslide.allocator import return_freed_memory
+    from wholeslide.demo.run import demo
+
+    return_freed_memory()
+    demo(arguments.out, arguments.seed)
+    return 0
+
+
+COMMAND = Command(
+    name="demo",
+    summary="Train on a made-up cohort and see every part work, in a few minutes.",
+    arguments=DemoArguments,
+    run=run,
+    example="wholeslide demo --out demo-out --seed 0",
+)

@@ -1,0 +1,94 @@
+"""``wholeslide evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wholeslide.cli.command import Command
+from wholeslide.cli.output import print_json, print_table, write
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Which run is scored, on what.
+
+    Args:
+        run: The run directory.
+        split: The split that is scored.
+        slides: Folder of the slides, if they have been moved since the training.
+        memory: Most memory to use, as 8GiB; left out: as in training.
+        json: Write JSON.
+        quiet: No progress bar.
+    """
+
+    run: Path
+    split: Literal["test", "valid", "train"] = "test"
+    slides: Path | None = None
+    memory: str | None = None
+    json: bool = False
+    quiet: bool = False
+
+
+def run(arguments: EvaluateArguments) -> int:
+    """Score, and show the numbers."""
+    from wholeslide.predict import evaluate_run
+
+    found = evaluate_run(
+        arguments.run,
+        arguments.split,
+        slides=arguments.slides,
+        memory=arguments.memory,
+        quiet=arguments.quiet,
+    )
+    if arguments.json:
+        print_json(found)
+        return 0
+    _show(found)
+    write(f"Numbers: {arguments.run / 'metrics' / arguments.split}.json")
+    write(f"Predictions: {arguments.run / 'predictions' / arguments.split}*.csv")
+    return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    from wholeslide.metrics import METRICS
+
+    title = f"{found['split']} split: {found['n']} {found['unit']}s, {found['patients']} patients"
+    rows = [[name.replace("_", " "), *_interval(found[name])] for name in METRICS]
+    print_table(["metric", "value", "95% interval", ""], rows, title=title)
+    stages = [
+        [entry["stage"], _value(entry["accuracy"]), _value(entry["balanced_accuracy"]), _value(entry["auroc"])]
+        for entry in found["stages"]
+    ]
+    print_table(["stage", "accuracy", "balanced accuracy", "auroc"], stages, title="Each stage's own classifier")
+    classes = found["confusion"]["classes"]
+    counts = found["confusion"]["value"]
+    rows = [[name, *(str(int(count)) for count in line)] for name, line in zip(classes, counts, strict=True)]
+    print_table(["truth \\ prediction", *classes], rows, title="Confusion")
+    if found.get("note"):
+        write(str(found["note"]))
+
+
+def _interval(metric: dict[str, Any]) -> list[str]:
+    if metric["value"] is None:
+        return ["-", "", str(metric.get("reason", ""))]
+    return [f"{metric['value']:.3f}", _bounds(metric), ""]
+
+
+def _bounds(metric: dict[str, Any]) -> str:
+    return "" if metric["low"] is None else f"{metric['low']:.3f} to {metric['high']:.3f}"
+
+
+def _value(metric: dict[str, Any]) -> str:
+    return "-" if metric["value"] is None else f"{metric['value']:.3f}"
+
+
+COMMAND = Command(
+    name="evaluate",
+    summary="Score a run on its test split, with 95% intervals.",
+    arguments=EvaluateArguments,
+    positionals=("run",),
+    run=run,
+    example="wholeslide evaluate runs/first",
+)

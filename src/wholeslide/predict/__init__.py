@@ -1,0 +1,6 @@
+"""A trained run on slides: the numbers of its test split, and slides that were never seen before."""
+
+from wholeslide.predict.evaluation import evaluate_run
+from wholeslide.predict.new_slides import PredictResult, predict
+
+__all__ = ["PredictResult", "evaluate_run", "predict"]

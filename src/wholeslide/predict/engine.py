@@ -1,0 +1,72 @@
+"""A trained run, ready to predict on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from wholeslide.allocator import return_freed_memory
+from wholeslide.errors import WholeslideError
+from wholeslide.geometry import Size
+from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.readers import open_slide
+from wholeslide.slides.scale import resolve_l0_mpp, working_sampling
+from wholeslide.streaming.config import StreamingConfig
+from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.planner import make_plan
+from wholeslide.train.config import GIB
+from wholeslide.train.run import Run
+from wholeslide.train.views import Entry
+
+USUAL = Size(10_000, 10_000)
+"""What is planned for where no slide's size can be told."""
+
+
+def trained_engine(
+    run: Run, slides: Iterable[Entry], slide_config: SlideConfig, *, memory: str | None = None
+) -> StreamingEngine:
+    """The best checkpoint of a run, with the run's own plan or, for a given ``memory``, a plan for these slides.
+
+    Raises:
+        RunError: there is no checkpoint, or it is damaged.
+        ConfigError: nothing fits into ``memory``.
+    """
+    return_freed_memory()
+    network = run.load_network("best")
+    device = device_of(run.config.accelerator)
+    network.to(device)
+    config = run.config.streaming_config()
+    if memory is None:
+        return StreamingEngine(network, run.plan, device)
+    config = StreamingConfig(memory=memory, store=config.store, tile=config.tile, precision=config.precision)
+    return StreamingEngine(network, make_plan(network, largest_size(slides, slide_config), config, device), device)
+
+
+def prefetch_bytes(memory: str | None) -> int:
+    """Most bytes of a slide that is read ahead: it comes on top of the plan, so none where memory is bounded."""
+    return GIB if memory is None else 0
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The device of a run's ``--accelerator``; the CPU where the run's GPU is not there."""
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def largest_size(slides: Iterable[Entry], config: SlideConfig) -> Size:
+    """The largest slide in working pixels, before it is cropped to its tissue, told by the files' headers alone.
+
+    Slides that cannot be opened are passed over: they are reported when it is their turn.
+    """
+    sizes = [size for slide in slides if (size := _whole_size(slide.path, config, slide.mpp)) is not None]
+    return max(sizes, key=lambda size: size.area, default=USUAL)
+
+
+def _whole_size(path: Path, config: SlideConfig, mpp: float | None) -> Size | None:
+    try:
+        with closing(open_slide(path)) as reader:
+            return working_sampling(reader, config, resolve_l0_mpp(reader, config, mpp)).size
+    except (WholeslideError, OSError):
+        return None

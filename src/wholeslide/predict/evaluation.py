@@ -1,0 +1,105 @@
+"""A run's numbers on one of its splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from wholeslide.errors import Problem, RunError, SlideError, WholeslideError
+from wholeslide.metrics import METRICS, aggregate, evaluate
+from wholeslide.predict.engine import prefetch_bytes, trained_engine
+from wholeslide.train.checkpoint import disk_errors, write_atomically
+from wholeslide.train.inference import predict_slides
+from wholeslide.train.progress import progress_bar
+from wholeslide.train.run import Run
+from wholeslide.train.views import Entry, entries
+
+UNIT_FILES: dict[Literal["slide", "patient"], str] = {"slide": "slides", "patient": "patients"}
+
+
+def evaluate_run(
+    run_dir: Path,
+    split: str = "test",
+    *,
+    slides: Path | None = None,
+    memory: str | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Score the best checkpoint of a run on one of its splits, and write what was found into the run.
+
+    ``predictions/{split}.csv`` has a row a file, ``{split}_slides.csv`` and ``{split}_patients.csv`` a row a slide and
+    patient (probabilities averaged upwards), ``{split}_by_stage.csv`` a row a file and stage. ``metrics/{split}.json``
+    has what is returned.
+
+    Args:
+        run_dir: The run.
+        split: ``test``, ``valid`` or ``train``.
+        slides: Folder of the slides, if they have been moved since the training.
+        memory: Most memory to use, as ``"8GiB"``; left out: the run's own plan.
+        quiet: No progress bar.
+
+    Returns:
+        `wholeslide.metrics.evaluate`'s dictionary of the final classifier, and with it ``split``, ``checkpoint_step``
+        and ``stages``: for each stage's own classifier, from 1, its metrics.
+
+    Raises:
+        RunError: no such run, checkpoint or split; the disk is full.
+        SlideError: slides cannot be read: all of them together, and nothing is written.
+    """
+    run = Run.open(run_dir)
+    table = run.cohort(slides).split(split)
+    if table.empty:
+        raise RunError.single(
+            f"no slide is in the split {split!r}", where=str(run_dir / "cohort.csv"), remedy="use --split test or valid"
+        )
+    engine = trained_engine(run, entries(table), run.slide_config, memory=memory)
+    problems: list[Problem] = []
+
+    def note(entry: Entry, error: WholeslideError) -> None:
+        problems.extend(error.problems)
+
+    with progress_bar(f"evaluate {split}", len(table), quiet=quiet) as progress:
+        final, by_stage = predict_slides(
+            engine,
+            table,
+            run.slide_config,
+            classes=run.classes,
+            cache=run.config.cache,
+            on_error=note,
+            progress=progress,
+            prefetch_bytes=prefetch_bytes(memory),
+        )
+    if problems:
+        raise SlideError(problems)
+    step = run.checkpoints.pointer("best").state.step
+    found = {"split": split, "checkpoint_step": step, **_score(final, by_stage, run.classes, run.config.unit)}
+    _write(run, split, final, by_stage, found)
+    return found
+
+
+def _score(final: pd.DataFrame, by_stage: pd.DataFrame, classes: Sequence[str], unit: str) -> dict[str, Any]:
+    stages = []
+    for stage in sorted(by_stage["stage"].unique()):
+        rows = by_stage[by_stage["stage"] == stage].drop(columns="stage").reset_index(drop=True)
+        metrics = evaluate(rows, classes=classes, unit=unit)
+        stages.append({"stage": int(stage), **{name: metrics[name] for name in METRICS}})
+    return {**evaluate(final, classes=classes, unit=unit), "stages": stages}
+
+
+def _write(run: Run, split: str, final: pd.DataFrame, by_stage: pd.DataFrame, found: dict[str, Any]) -> None:
+    """Files first, numbers last: where there are numbers, they have their predictions beside them."""
+    predictions = run.path / "predictions"
+    tables = {f"{split}.csv": final, f"{split}_by_stage.csv": by_stage}
+    for unit, name in UNIT_FILES.items():
+        tables[f"{split}_{name}.csv"] = aggregate(final, unit, run.classes, conflicting_labels="blank")
+    with disk_errors(run.path):
+        predictions.mkdir(exist_ok=True)
+        (run.path / "metrics").mkdir(exist_ok=True)
+        for name, table in tables.items():
+            write_atomically(predictions / name, table.to_csv(index=False, lineterminator="\n").encode())
+        text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(run.path / "metrics" / f"{split}.json", text.encode())

@@ -1,0 +1,61 @@
+"""What a user names for prediction: slides, folders of slides, manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from wholeslide.cohort.manifest import COLUMNS, cohort_from_files, read_cohort
+from wholeslide.errors import CohortError, Problem, SlideError
+
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".txt")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``table`` has a row a slide and the columns of a cohort; ``missing`` what was named but is not there."""
+
+    table: pd.DataFrame
+    missing: tuple[tuple[str, SlideError], ...]
+
+
+def find_inputs(paths: Sequence[Path], *, slides: Path | None = None) -> Inputs:
+    """The slides to predict, each once.
+
+    Args:
+        paths: Slides, folders that are searched for slides, and manifests (CSV; labels are not needed).
+        slides: Folder of the slides that manifests name; left out: the folder of each manifest.
+
+    Raises:
+        CohortError: everything that is wrong with the manifests; nothing to predict.
+    """
+    manifests = [path for path in paths if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file()]
+    others = [path for path in paths if path not in manifests]
+    missing = [(str(path), _missing(path)) for path in others if not path.exists()]
+    present = [path for path in others if path.exists()]
+    tables: list[pd.DataFrame] = []
+    problems: list[Problem] = []
+    if present or not paths:
+        try:
+            tables.append(cohort_from_files(present).table)
+        except CohortError as error:
+            problems += error.problems
+    for manifest in manifests:
+        try:
+            tables.append(read_cohort(manifest, slides or manifest.parent, labelled=False).table)
+        except CohortError as error:
+            problems += error.problems
+    if problems:
+        raise CohortError(problems)
+    if not tables:
+        return Inputs(pd.DataFrame(columns=list(COLUMNS)), tuple(missing))
+    table = pd.concat([part.loc[:, list(COLUMNS)] for part in tables], ignore_index=True)
+    repeated = table["path"].map(lambda path: Path(path).resolve()).duplicated()
+    return Inputs(table[~repeated].reset_index(drop=True), tuple(missing))
+
+
+def _missing(path: Path) -> SlideError:
+    return SlideError([Problem("no such slide or folder", str(path), "check the path")])
