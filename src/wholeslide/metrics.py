@@ -120,7 +120,9 @@ def evaluate(
     scored = _Scored.of(labelled, classes)
     point = scored.metrics(np.ones((1, len(labelled))))
     strata = _strata(labelled)
-    drawn = _resampled(scored, labelled["patient"], strata, resamples=resamples, seed=seed)
+    drawn = {}
+    if len(labelled):
+        drawn = _resampled(scored, labelled["patient"], strata, resamples=resamples, seed=seed)
     result: dict[str, Any] = {
         "unit": unit,
         "n": len(labelled),
@@ -178,12 +180,13 @@ def auroc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = No
         (resamples,) float; NaN where a weighting has no positive or no negative.
     """
     counts = np.ones((1, len(truth))) if weights is None else weights
+    if len(truth) == 0:
+        return np.full(len(counts), math.nan)
     order = np.argsort(scores, kind="stable")
     positives = np.where(truth, counts, 0.0)[:, order]
     negatives = np.where(truth, 0.0, counts)[:, order]
-    if len(truth) == 0:
-        return np.full(len(counts), math.nan)
-    ties = np.flatnonzero(np.diff(scores[order], prepend=-math.inf))
+    ordered = scores[order]
+    ties = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     positives = np.add.reduceat(positives, ties, axis=1)
     negatives = np.add.reduceat(negatives, ties, axis=1)
     below = np.cumsum(negatives, axis=1) - negatives
