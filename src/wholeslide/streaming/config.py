@@ -1,0 +1,24 @@
+"""What a user may choose about memory and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingConfig:
+    """How a slide is streamed through the network. None of it changes the result but for rounding.
+
+    Args:
+        memory: Memory that a step may take, such as 8GiB; it bounds the size of the tiles. By default a modest part of
+            what is free.
+        store: Where features between stages are kept: on the device, in host memory, or decided by what is free.
+        tile: Side of a tile in input pixels, rounded up for each stage to its grid; overrides ``memory``.
+        precision: Arithmetic of the stages; auto times the choices on this machine. fp64 is for checking.
+    """
+
+    memory: str | None = None
+    store: Literal["auto", "device", "host"] = "auto"
+    tile: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"

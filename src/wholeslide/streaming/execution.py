@@ -1,0 +1,105 @@
+"""Arithmetic and memory layout of the stages, chosen by timing them on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wholeslide.model.network import LocalNetwork
+
+Precision = Literal["fp32", "bf16", "fp64"]
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+#: Side of the images that are timed, in pixels: large enough that a convolution is not all overhead.
+_PROBE_PX = 384
+_REPEATS = 2
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a stage is run: ``precision`` of its arithmetic and its features, ``channels_last`` in memory or not."""
+
+    precision: Precision
+    channels_last: bool
+
+    @property
+    def store_dtype(self) -> torch.dtype:
+        """What x_k is rounded to; part of the definition of x_k."""
+        return _DTYPES[self.precision]
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """Parameters and gradients stay in fp32 under bf16: they are cast inside each tile's graph."""
+        return torch.float64 if self.precision == "fp64" else torch.float32
+
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """Around the forward pass of one tile."""
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    def arrange(self, x_bchw: Tensor) -> Tensor:
+        """The same features in this layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return x_bchw.contiguous(memory_format=layout)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a megapixel of input: of a forward pass, and of forward and backward."""
+
+    forward_seconds: float
+    training_seconds: float
+
+
+def candidates(precision: Literal["auto", "fp32", "bf16", "fp64"]) -> list[Execution]:
+    """What a user's choice leaves open."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16") if precision == "auto" else (precision,)
+    return [Execution(p, channels_last) for p in precisions for channels_last in (True, False)]
+
+
+def choose_execution(
+    network: LocalNetwork, precision: Literal["auto", "fp32", "bf16", "fp64"], device: torch.device
+) -> tuple[Execution, Timing]:
+    """The fastest execution of all stages, forward and backward, and what it costs."""
+    timed = [(time_execution(network, execution, device), execution) for execution in candidates(precision)]
+    timing, execution = min(timed, key=lambda pair: pair[0].training_seconds)
+    return execution, timing
+
+
+def time_execution(network: LocalNetwork, execution: Execution, device: torch.device) -> Timing:
+    """Best of a few passes of a small image through stem, stages and the classifiers' first layers."""
+    forward, training = [], []
+    pixels = torch.zeros((1, 3, _PROBE_PX, _PROBE_PX), dtype=execution.parameter_dtype, device=device)
+    for _ in range(_REPEATS + 1):
+        begun = time.perf_counter()
+        with torch.no_grad(), execution.autocast(device):
+            x_bchw = network.stem(execution.arrange(pixels)).to(execution.store_dtype)
+        forward_seconds, backward_seconds = _elapsed(begun, device), 0.0
+        for number in range(1, network.depth + 1):
+            begun = time.perf_counter()
+            with execution.autocast(device):
+                output = network.stage(number)(execution.arrange(x_bchw)).to(execution.store_dtype)
+                grid = network.head(number).grid(output)
+            forward_seconds += _elapsed(begun, device)
+            parameters = [*network.backbone_parameters(number), network.head(number).to_grid.weight]
+            begun = time.perf_counter()
+            torch.autograd.grad(grid.sum(), parameters, allow_unused=True)
+            backward_seconds += _elapsed(begun, device)
+            x_bchw = output.detach()
+        forward.append(forward_seconds)
+        training.append(2 * forward_seconds + backward_seconds)
+    megapixels = _PROBE_PX**2 / 1e6
+    return Timing(min(forward[1:]) / megapixels, min(training[1:]) / megapixels)
+
+
+def _elapsed(begun: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun

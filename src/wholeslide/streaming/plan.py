@@ -1,0 +1,65 @@
+"""How a network is streamed: fixed before the first step, stored with the run, so that a resumed run repeats it bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from wholeslide.errors import RunError
+from wholeslide.geometry import Size
+from wholeslide.streaming.execution import Execution
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a step's arithmetic and memory.
+
+    ``tile_px`` has the side of a tile in input pixels for the stem and for each stage. ``predicted_peak_bytes`` is what a step on
+    the ``largest`` view is expected to hold above what the process held before it.
+    """
+
+    execution: Execution
+    store: Literal["device", "host"]
+    tile_px: tuple[int, ...]
+    largest: Size = Size(0, 0)
+    predicted_peak_bytes: int = 0
+    seconds_per_megapixel: float = 0.0
+    inference_seconds_per_megapixel: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            RunError: the values are not those of a plan.
+        """
+        try:
+            return cls(
+                **{
+                    **values,
+                    "execution": Execution(**values["execution"]),
+                    "tile_px": tuple(values["tile_px"]),
+                    "largest": Size(**values["largest"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise RunError.single(
+                "not a plan", where="plan.json", remedy="start a new run; the file was damaged or written by another version"
+            ) from error
+
+    @property
+    def summary(self) -> list[str]:
+        """Lines for a person."""
+        execution = self.execution
+        layout = "channels last" if execution.channels_last else "channels first"
+        tiles = ", ".join(str(side) for side in self.tile_px)
+        return [
+            f"arithmetic {execution.precision}, {layout}; features between stages in {self.store} memory",
+            f"tiles of at most {tiles} px a side (stem, stages 1 to {len(self.tile_px) - 1})",
+            f"largest view {self.largest}: about {self.predicted_peak_bytes / 2**30:.2f} GiB above the process's baseline",
+        ]
