@@ -92,6 +92,7 @@ def test_tcga_barcodes_match_at_their_parts(tmp_path: Path) -> None:
     assert found(tmp_path, "tcga-bb-0002") == ["3/TCGA-BB-0002-01Z-00-DX1.x.svs"]
     assert len(found(tmp_path, "TCGA-AA-0001")) == 2
     assert found(tmp_path, "TCGA-AA-000") == []
+    assert found(tmp_path, "TCGA-BB") == []
 
 
 def test_tcga_participant() -> None:
@@ -145,6 +146,8 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "again.svs").symlink_to(root / "real/a.svs")
     assert found(root, "b") == ["nas/b.svs"]
     assert found(root, "a") == ["real/a.svs"]
+    assert found(root, "a.svs") == ["real/a.svs"]
+    assert find_slides(root) == [root / "again.svs", root / "nas/b.svs"]
 
 
 def test_similar_names_are_offered(tmp_path: Path) -> None:

@@ -251,6 +251,15 @@ def test_intervals_are_those_of_the_obvious_bootstrap() -> None:
         assert result[name]["high"] == pytest.approx(high, abs=0.025)
 
 
+def test_intervals_are_the_percentiles_of_a_known_distribution() -> None:
+    """Of 100 patients half are found: the resampled sensitivity is Binomial(100, 1/2) / 100."""
+    table = binary("n" * 20 + "p" * 100, [0.1] * 20 + [0.1, 0.9] * 50)
+    sensitivity = evaluate(table, classes=["n", "p"], resamples=4000)["sensitivity"]
+    assert sensitivity["value"] == 0.5
+    assert sensitivity["low"] == pytest.approx(0.40, abs=0.011)
+    assert sensitivity["high"] == pytest.approx(0.60, abs=0.011)
+
+
 def test_each_resample_has_as_many_of_each_class() -> None:
     result = evaluate(drawn(3, 90, 0)[2], classes=CLASSES[3], unit="patient")
     rows = np.array(result["confusion"]["value"]).sum(axis=1)

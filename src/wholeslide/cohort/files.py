@@ -53,8 +53,8 @@ def is_dicom_folder(folder: Path) -> bool:
 
 
 def find_slides(folder: Path) -> list[Path]:
-    """Every slide below a folder, sorted; the files of one DICOM series are one slide."""
-    return sorted({entry.path for entry in _walk(folder)})
+    """Every slide below a folder, sorted, each once; the files of one DICOM series are one slide."""
+    return list(_distinct([entry.path for entry in _walk(folder)]))
 
 
 @dataclass(frozen=True)
