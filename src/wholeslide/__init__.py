@@ -1,3 +1,103 @@
-"""Train, evaluate and run classifiers that see an entire gigapixel slide at once."""
+"""Train, evaluate and run classifiers that see an entire gigapixel slide at once.
+
+What the command line does, from Python::
+
+    import wholeslide
+
+    run = wholeslide.train_run(wholeslide.TrainConfig(manifest=..., slides=..., out=...))
+    numbers = wholeslide.evaluate_run(run.path)
+    rows = wholeslide.predict_slides(run.path, [new_slide]).rows
+
+and the parts that it is made of: `open_slide` and `open_working_slide` read pixels at a resolution, `read_cohort`,
+`split_cohort` and `audit` look after the table of slides, `build_network`, `make_plan` and `StreamingEngine` train a
+network on a slide of any size.
+
+Names are imported when they are first used: importing `wholeslide` imports neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wholeslide.cohort import Cohort, audit, cohort_from_files, fold_cohort, read_cohort, split_cohort, write_split
+    from wholeslide.draws import Draws
+    from wholeslide.errors import Problem, WholeslideError
+    from wholeslide.geometry import Box, Mpp, Size
+    from wholeslide.metrics import evaluate as score_predictions
+    from wholeslide.model.config import ModelConfig
+    from wholeslide.model.network import LocalNetwork, build_network
+    from wholeslide.predict import PredictResult, evaluate_run
+    from wholeslide.predict import predict as predict_slides
+    from wholeslide.slides.config import AugmentationConfig, SlideConfig
+    from wholeslide.slides.inspect import inspect_slide, write_overlay
+    from wholeslide.slides.readers import SlideReader, open_slide
+    from wholeslide.slides.view import SlideView, make_view
+    from wholeslide.slides.working import WorkingSlide, open_working_slide
+    from wholeslide.streaming.config import StreamingConfig
+    from wholeslide.streaming.engine import StepResult, StreamingEngine
+    from wholeslide.streaming.plan import Plan
+    from wholeslide.streaming.planner import make_plan
+    from wholeslide.train.config import TrainConfig
+    from wholeslide.train.loop import dry_run
+    from wholeslide.train.loop import train as train_run
+    from wholeslide.train.run import Run
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AugmentationConfig": "slides.config",
+    "Box": "geometry",
+    "Cohort": "cohort",
+    "Draws": "draws",
+    "LocalNetwork": "model.network",
+    "ModelConfig": "model.config",
+    "Mpp": "geometry",
+    "Plan": "streaming.plan",
+    "PredictResult": "predict",
+    "Problem": "errors",
+    "Run": "train.run",
+    "Size": "geometry",
+    "SlideConfig": "slides.config",
+    "SlideReader": "slides.readers",
+    "SlideView": "slides.view",
+    "StepResult": "streaming.engine",
+    "StreamingConfig": "streaming.config",
+    "StreamingEngine": "streaming.engine",
+    "TrainConfig": "train.config",
+    "WholeslideError": "errors",
+    "WorkingSlide": "slides.working",
+    "audit": "cohort",
+    "build_network": "model.network",
+    "cohort_from_files": "cohort",
+    "dry_run": "train.loop",
+    "evaluate_run": "predict",
+    "fold_cohort": "cohort",
+    "inspect_slide": "slides.inspect",
+    "make_plan": "streaming.planner",
+    "make_view": "slides.view",
+    "open_slide": "slides.readers",
+    "open_working_slide": "slides.working",
+    "predict_slides": "predict:predict",
+    "read_cohort": "cohort",
+    "score_predictions": "metrics:evaluate",
+    "split_cohort": "cohort",
+    "train_run": "train.loop:train",
+    "write_overlay": "slides.inspect",
+    "write_split": "cohort",
+}
+"""Where each public name lives: ``module``, or ``module:name`` where a folder of ours has that name already."""
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wholeslide' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"wholeslide.{module}"), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

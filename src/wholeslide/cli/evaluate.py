@@ -54,9 +54,11 @@ def run(arguments: EvaluateArguments) -> int:
 def _show(found: dict[str, Any]) -> None:
     from wholeslide.metrics import METRICS
 
-    title = f"{found['split']} split: {found['n']} {found['unit']}s, {found['patients']} patients"
+    title = f"{found['split']} split: {found['n']} {found['unit']}s"
+    if found["unit"] != "patient":
+        title += f" of {found['patients']} patients"
     rows = [[name.replace("_", " "), *_interval(found[name])] for name in METRICS]
-    print_table(["metric", "value", "95% interval", ""], rows, title=title)
+    print_table(["metric", "value", "95% interval"], rows, title=title)
     stages = [
         [entry["stage"], _value(entry["accuracy"]), _value(entry["balanced_accuracy"]), _value(entry["auroc"])]
         for entry in found["stages"]
@@ -72,8 +74,8 @@ def _show(found: dict[str, Any]) -> None:
 
 def _interval(metric: dict[str, Any]) -> list[str]:
     if metric["value"] is None:
-        return ["-", "", str(metric.get("reason", ""))]
-    return [f"{metric['value']:.3f}", _bounds(metric), ""]
+        return ["-", str(metric.get("reason", ""))]
+    return [f"{metric['value']:.3f}", _bounds(metric)]
 
 
 def _bounds(metric: dict[str, Any]) -> str:

@@ -47,8 +47,9 @@ def write_problem(problem: Problem) -> None:
 
 
 def write_line(text: str) -> None:
-    """A text on stderr, as one line whatever it holds."""
-    sys.stderr.write(" ".join(text.split()) + "\n")
+    """A text on stderr, as one line whatever it holds; its indentation stays."""
+    indentation = text[: len(text) - len(text.lstrip(" "))]
+    sys.stderr.write(indentation + " ".join(text.split()) + "\n")
     sys.stderr.flush()
 
 

@@ -65,7 +65,9 @@ def run(arguments: PredictArguments) -> int:
         quiet=arguments.quiet,
     )
     if arguments.out is not None:
-        write(f"{len(result.rows) - len(result.failed)} slides predicted, {len(result.failed)} not: {arguments.out}")
+        good, failed = len(result.rows) - len(result.failed), len(result.failed)
+        before = f", {result.skipped} before" if result.skipped else ""
+        write(f"{good} slides predicted{before}, {failed} could not be read: {arguments.out}")
     return MENDABLE if result.errors else 0
 
 

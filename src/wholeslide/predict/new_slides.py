@@ -28,10 +28,12 @@ class PredictResult:
 
     ``rows`` has the columns ``file, slide, patient, prediction, prob_<class>…, error``, a row a slide of this call;
     a slide that could not be read has only its names and its ``error``. ``errors`` are those slides' problems.
+    ``skipped`` counts the slides that had a prediction before.
     """
 
     rows: pd.DataFrame
     errors: tuple[Problem, ...]
+    skipped: int = 0
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -75,7 +77,7 @@ def predict(
         slide_config = dataclasses.replace(slide_config, mpp_override=mpp_override)
     columns = columns_of(run.classes)
     found = find_inputs(inputs, slides=slides)
-    output = None
+    output, named = None, len(found.table)
     if out is not None:
         output = PredictionTable.resume(out, columns) if resume else PredictionTable.create(out, columns)
         found = _without(found, output.done)
@@ -94,7 +96,8 @@ def predict(
             if on_row is not None:
                 on_row(row, columns, its_problems)
             progress.advance(note)
-    return PredictResult(pd.DataFrame(rows, columns=list(columns)), tuple(problems))
+    table = pd.DataFrame(rows, columns=list(columns))
+    return PredictResult(table, tuple(problems), skipped=named - len(found.table))
 
 
 def _without(found: Inputs, done: frozenset[str]) -> Inputs:
