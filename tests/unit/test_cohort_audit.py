@@ -130,7 +130,7 @@ def test_a_group_in_two_splits(tmp_path: Path) -> None:
     assert problems(cohort, group="site") == [
         "site 'x' is in split train and test (a1, a3): put all files of the site in one split"
     ]
-    assert problems(cohort, group="hospital")[0].startswith("no column 'hospital' (--group): use one of file, ")
+    assert problems(cohort, group="hospital")[0] == "no column 'hospital' (--group): use one of patient, slide, site"
 
 
 def test_a_patient_in_two_folds(tmp_path: Path) -> None:

@@ -113,22 +113,22 @@ def test_too_few_patients_for_the_parts() -> None:
     with pytest.raises(CohortError) as caught:
         split_cohort(cohort)
     assert str(caught.value).splitlines() == [
-        "class 'b' is in 2 patients only (3 splits): 3 parts take at least 3: ask for fewer parts, or add slides",
-        "class 'c' is in 1 patient only (3 splits): 3 parts take at least 3: ask for fewer parts, or add slides",
+        "2 patients cannot be in 3 splits (class 'b'): ask for fewer parts, or add slides of the class",
+        "1 patient cannot be in 3 splits (class 'c'): ask for fewer parts, or add slides of the class",
     ]
-    with pytest.raises(CohortError, match=r"class 'b' is in 2 patients only \(5 folds\): 5 parts"):
+    with pytest.raises(CohortError, match=r"2 patients cannot be in 5 folds \(class 'b'\)"):
         fold_cohort(cohort, folds=5)
 
 
 def test_parts_that_cannot_be_had_are_refused() -> None:
     labels = ["a", "b", "a", "c", "b", "c"]
-    with pytest.raises(CohortError, match=r"no way found to have class '.' in every part \(2 splits\)"):
+    with pytest.raises(CohortError, match=r"no way found to have it in all of 2 splits \(class '.'\)"):
         split_cohort(cohort_of(labels, ["1", "1", "2", "2", "3", "3"]), fractions=(0.5, 0.5, 0.0))
 
 
 def test_group_columns_must_be_there_and_filled() -> None:
     cohort = cohort_of(["a", "b"] * 4, site=["x", "y", "", "z"] * 2)
-    with pytest.raises(CohortError, match=r"no column 'hospital' \(--group\): use one of file, path, slide"):
+    with pytest.raises(CohortError, match=r"no column 'hospital' \(--group\): use one of slide, patient, site"):
         split_cohort(cohort, group="hospital")
     with pytest.raises(CohortError, match=r"no site \(f2\): fill the column 'site' in each row"):
         split_cohort(cohort, group="site")

@@ -67,7 +67,8 @@ def unit_problems(table: pd.DataFrame, unit: str) -> list[Problem]:
 def group_problems(table: pd.DataFrame, group: str) -> list[Problem]:
     """A column to group by that is not there, or has gaps."""
     if group not in table:
-        return [Problem(f"no column {group!r}", "--group", f"use one of {', '.join(table.columns)}")]
+        usable = [name for name in table.columns if name not in ("file", "path", "label", "split", "mpp")]
+        return [Problem(f"no column {group!r}", "--group", f"use one of {', '.join(usable)}")]
     return [
         Problem(f"no {group}", str(file), f"fill the column {group!r} in each row")
         for file in table.loc[table[group].astype(str) == "", "file"]

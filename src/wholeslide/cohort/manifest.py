@@ -289,7 +289,8 @@ class _Rows:
                 if name and len(candidates[name]) != 1:
                     self.problems.append(_unresolved(folder, name, candidates[name], self.where(line)))
         self.table["path"] = [
-            str(candidates[name][0]) if name and len(candidates[name]) == 1 else "" for name in self.table["file"]
+            str(candidates[name][0].absolute()) if name and len(candidates[name]) == 1 else ""
+            for name in self.table["file"]
         ]
 
     def cohort(self, slides_dir: Path | None) -> Cohort:

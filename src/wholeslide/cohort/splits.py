@@ -117,9 +117,9 @@ def _draw(cohort: Cohort, fractions: np.ndarray, *, group: str, seed: int, what:
     named = [index for index, label in enumerate(classes) if label]
     problems = [
         Problem(
-            f"class {classes[index]!r} is in {count} {_plural(group, count)} only",
-            what,
-            f"{len(fractions)} parts take at least {len(fractions)}: ask for fewer parts, or add slides",
+            f"{count} {group if count == 1 else f'{group}s'} cannot be in {what}",
+            f"class {classes[index]!r}",
+            "ask for fewer parts, or add slides of the class",
         )
         for index in named
         if (count := int((files[:, index] > 0).sum())) < len(fractions)
@@ -131,15 +131,11 @@ def _draw(cohort: Cohort, fractions: np.ndarray, *, group: str, seed: int, what:
     for index in named:
         lacking = set(range(len(fractions))) - set(part_of_group[files[:, index] > 0])
         problems += [
-            Problem(f"no way found to have class {classes[index]!r} in every part", what, "ask for fewer parts")
+            Problem(f"no way found to have it in all of {what}", f"class {classes[index]!r}", "ask for fewer parts")
         ] * bool(lacking)
     if problems:
         raise CohortError(problems)
     return np.asarray(part_of_group[group_of_row])
-
-
-def _plural(group: str, count: int) -> str:
-    return group if count == 1 else f"{group}s"
 
 
 def _joined_groups(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
