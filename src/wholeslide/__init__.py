@@ -89,7 +89,48 @@ _HOMES = {
 }
 """Where each public name lives: ``module``, or ``module:name`` where a folder of ours has that name already."""
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "AugmentationConfig",
+    "Box",
+    "Cohort",
+    "Draws",
+    "LocalNetwork",
+    "ModelConfig",
+    "Mpp",
+    "Plan",
+    "PredictResult",
+    "Problem",
+    "Run",
+    "Size",
+    "SlideConfig",
+    "SlideReader",
+    "SlideView",
+    "StepResult",
+    "StreamingConfig",
+    "StreamingEngine",
+    "TrainConfig",
+    "WholeslideError",
+    "WorkingSlide",
+    "__version__",
+    "audit",
+    "build_network",
+    "cohort_from_files",
+    "dry_run",
+    "evaluate_run",
+    "fold_cohort",
+    "inspect_slide",
+    "make_plan",
+    "make_view",
+    "open_slide",
+    "open_working_slide",
+    "predict_slides",
+    "read_cohort",
+    "score_predictions",
+    "split_cohort",
+    "train_run",
+    "write_overlay",
+    "write_split",
+]
 
 
 def __getattr__(name: str) -> Any:

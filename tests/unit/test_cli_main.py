@@ -137,7 +137,8 @@ def os_error(number: int, name: str | None = "/runs/x") -> OSError:
         ),
         (
             RuntimeError("I/O error: No space left on device (os error 28)"),
-            "the disk is full (I/O error: No space left on device (os error 28)): free some space, or write to another disk",
+            "the disk is full (I/O error: No space left on device (os error 28)): "
+            "free some space, or write to another disk",
         ),
         (os_error(errno.EACCES), "permission denied (/runs/x): change the permissions, or choose another place"),
         (os_error(errno.EROFS), "permission denied (/runs/x): change the permissions, or choose another place"),

@@ -31,6 +31,10 @@ def test_type_checkers_are_told_the_same() -> None:
     assert told | {"__version__"} == set(wholeslide.__all__)
 
 
+def test_every_name_has_a_home() -> None:
+    assert set(wholeslide.__all__) == {*wholeslide._HOMES, "__version__"}
+
+
 def test_no_name_is_hidden_by_a_module_of_ours() -> None:
     """`import wholeslide.train.loop` sets `wholeslide.train`, so no function may have that name."""
     folder = Path(wholeslide.__file__).parent

@@ -30,6 +30,8 @@ def trained_engine(
 ) -> StreamingEngine:
     """The best checkpoint of a run, with the run's own plan or, for a given ``memory``, a plan for these slides.
 
+    The precision is the run's in both cases.
+
     Raises:
         RunError: there is no checkpoint, or it is damaged.
         ConfigError: nothing fits into ``memory``.
@@ -38,10 +40,10 @@ def trained_engine(
     network = run.load_network("best")
     device = device_of(run.config.accelerator)
     network.to(device)
-    config = run.config.streaming_config()
     if memory is None:
         return StreamingEngine(network, run.plan, device)
-    config = StreamingConfig(memory=memory, store=config.store, tile=config.tile, precision=config.precision)
+    store, precision = run.config.store, run.plan.execution.precision
+    config = StreamingConfig(memory=memory, store=store, precision=precision)
     return StreamingEngine(network, make_plan(network, largest_size(slides, slide_config), config, device), device)
 
 
