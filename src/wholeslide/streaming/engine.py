@@ -139,7 +139,9 @@ class StreamingEngine:
             x.write(tile.cell_own, self._crop(self._run(stem, pixels), tile))
         return x
 
-    def _forward(self, number: int, x_previous: FeatureStore, *, needs_grid: bool) -> tuple[FeatureStore | None, Tensor | None]:
+    def _forward(
+        self, number: int, x_previous: FeatureStore, *, needs_grid: bool
+    ) -> tuple[FeatureStore | None, Tensor | None]:
         """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
         work = _StagePass(self, number, x_previous)
         with torch.no_grad():
@@ -196,7 +198,12 @@ class _StagePass:
         self.x_size = network.stage(number).locality.output_size(x_previous.size)
         self.x = engine._open_store(number, x_previous.size) if number < network.depth else None
         head = network.head(number)
-        shape = (1, head.to_grid.out_channels, head.grid_length(self.x_size.height), head.grid_length(self.x_size.width))
+        shape = (
+            1,
+            head.to_grid.out_channels,
+            head.grid_length(self.x_size.height),
+            head.grid_length(self.x_size.width),
+        )
         self.z_bchw = torch.empty(shape, dtype=engine.plan.execution.parameter_dtype, device=engine.device)
 
     def grid_slices(self, tile: Tile) -> tuple[slice, slice, slice, slice]:
@@ -220,7 +227,9 @@ class _StagePass:
 class _StageStep:
     """One stage's share of a training step: two passes over its tiles, with the loss between them."""
 
-    def __init__(self, engine: StreamingEngine, objective: StageObjective, x_previous: FeatureStore, weight: float) -> None:
+    def __init__(
+        self, engine: StreamingEngine, objective: StageObjective, x_previous: FeatureStore, weight: float
+    ) -> None:
         self.engine, self.objective, self.x_previous, self.weight = engine, objective, x_previous, weight
         self.work = _StagePass(engine, objective.number, x_previous)
         self.classification_loss = self.reconstruction_loss = math.nan
@@ -261,9 +270,7 @@ class _StageStep:
         cell_regions = self.objective.regions(self.work.x_size)
         if not cell_regions or self.work.x is None:
             return [], None
-        targets = [
-            self.x_previous.read(box) for box in self.objective.target_boxes(cell_regions, self.x_previous.size)
-        ]
+        targets = [self.x_previous.read(box) for box in self.objective.target_boxes(cell_regions, self.x_previous.size)]
         regions_rchw = torch.cat([self.work.x.read(region) for region in cell_regions])
         regions_rchw = self.engine.plan.execution.arrange(regions_rchw).requires_grad_()
         with self.engine.plan.execution.autocast(self.engine.device):

@@ -18,7 +18,7 @@ _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 
 #: Side of the images that are timed, in pixels: large enough that a convolution is not all overhead.
 _PROBE_PX = 384
-_REPEATS = 2
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -67,36 +67,38 @@ def candidates(precision: Literal["auto", "fp32", "bf16", "fp64"]) -> list[Execu
 def choose_execution(
     network: LocalNetwork, precision: Literal["auto", "fp32", "bf16", "fp64"], device: torch.device
 ) -> tuple[Execution, Timing]:
-    """The fastest execution of all stages, forward and backward, and what it costs."""
-    timed = [(time_execution(network, execution, device), execution) for execution in candidates(precision)]
-    timing, execution = min(timed, key=lambda pair: pair[0].training_seconds)
-    return execution, timing
+    """The fastest execution of all stages, forward and backward, and what it costs.
+
+    The choices are timed in turn, round after round, so that a busy moment of the machine hits all of them alike.
+    """
+    rounds = [[time_execution(network, choice, device) for choice in candidates(precision)] for _ in range(_ROUNDS + 1)]
+    best = [
+        Timing(min(t.forward_seconds for t in timings), min(t.training_seconds for t in timings))
+        for timings in zip(*rounds[1:], strict=True)  # the first round warms up
+    ]
+    return min(zip(candidates(precision), best, strict=True), key=lambda pair: pair[1].training_seconds)
 
 
 def time_execution(network: LocalNetwork, execution: Execution, device: torch.device) -> Timing:
-    """Best of a few passes of a small image through stem, stages and the classifiers' first layers."""
-    forward, training = [], []
+    """One pass of a small image through stem, stages and the classifiers' first layers."""
     pixels = torch.zeros((1, 3, _PROBE_PX, _PROBE_PX), dtype=execution.parameter_dtype, device=device)
-    for _ in range(_REPEATS + 1):
+    forward_seconds = backward_seconds = 0.0
+    begun = time.perf_counter()
+    with torch.no_grad(), execution.autocast(device):
+        x_bchw = network.stem(execution.arrange(pixels)).to(execution.store_dtype)
+    for number in range(1, network.depth + 1):
+        with execution.autocast(device):
+            output = network.stage(number)(execution.arrange(x_bchw)).to(execution.store_dtype)
+            grid = network.head(number).grid(output)
+        forward_seconds += _elapsed(begun, device)
+        parameters = [*network.backbone_parameters(number), network.head(number).to_grid.weight]
         begun = time.perf_counter()
-        with torch.no_grad(), execution.autocast(device):
-            x_bchw = network.stem(execution.arrange(pixels)).to(execution.store_dtype)
-        forward_seconds, backward_seconds = _elapsed(begun, device), 0.0
-        for number in range(1, network.depth + 1):
-            begun = time.perf_counter()
-            with execution.autocast(device):
-                output = network.stage(number)(execution.arrange(x_bchw)).to(execution.store_dtype)
-                grid = network.head(number).grid(output)
-            forward_seconds += _elapsed(begun, device)
-            parameters = [*network.backbone_parameters(number), network.head(number).to_grid.weight]
-            begun = time.perf_counter()
-            torch.autograd.grad(grid.sum(), parameters, allow_unused=True)
-            backward_seconds += _elapsed(begun, device)
-            x_bchw = output.detach()
-        forward.append(forward_seconds)
-        training.append(2 * forward_seconds + backward_seconds)
+        torch.autograd.grad(grid.sum(), parameters, allow_unused=True)
+        backward_seconds += _elapsed(begun, device)
+        x_bchw = output.detach()
+        begun = time.perf_counter()
     megapixels = _PROBE_PX**2 / 1e6
-    return Timing(min(forward[1:]) / megapixels, min(training[1:]) / megapixels)
+    return Timing(forward_seconds / megapixels, (2 * forward_seconds + backward_seconds) / megapixels)
 
 
 def _elapsed(begun: float, device: torch.device) -> float:

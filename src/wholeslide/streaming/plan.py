@@ -49,7 +49,9 @@ class Plan:
             )
         except (KeyError, TypeError) as error:
             raise RunError.single(
-                "not a plan", where="plan.json", remedy="start a new run; the file was damaged or written by another version"
+                "not a plan",
+                where="plan.json",
+                remedy="start a new run; the file was damaged or written by another version",
             ) from error
 
     @property

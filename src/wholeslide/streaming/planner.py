@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 import psutil
@@ -15,7 +16,6 @@ from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.execution import Execution, choose_execution
 from wholeslide.streaming.plan import Plan
-from wholeslide.streaming.tiles import tile_side
 
 #: Tensors saved for backward understate the peak of a tile by about this factor (kernels' workspace, gradients in flight).
 _PEAK_OVER_SAVED = 1.45
@@ -25,8 +25,19 @@ _DEFAULT_TILE_BYTES = 384 * 2**20
 _SMALLEST_TILE_PX = 192
 _LARGEST_TILE_PX = 8192
 #: Side of the windows on which saved tensors are counted; two, so that halos and constants fall out.
-_PROBE_PX = 384
-_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_PROBES_PX = (384, 576)
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+}
 _SAVED_BYTES_OF_DECODER_PER_INPUT_BYTE = 8
 
 
@@ -39,7 +50,9 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = match[2].lower() if match else ""
     if match is None or unit not in _UNITS or float(match[1]) <= 0:
-        raise ConfigError.single("not a size of memory", where=f"--memory {text}", remedy="write for example 8GiB or 900MiB")
+        raise ConfigError.single(
+            "not a size of memory", where=f"--memory {text}", remedy="write for example 8GiB or 900MiB"
+        )
     return int(float(match[1]) * _UNITS[unit])
 
 
@@ -47,7 +60,7 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
     """Choose precision, layout, store and tile sizes for slides of up to ``largest`` pixels.
 
     Args:
-        network: what is trained.
+        network: what is trained; moved to ``device``.
         largest: the largest view of the cohort, in pixels.
         config: what the user chose.
         device: where tiles are computed.
@@ -56,39 +69,65 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
         ConfigError: the memory that the user named is not enough for the smallest tiles.
     """
     network = network.to(device)
+    if config.precision == "fp64":
+        network = network.double()
     execution, timing = choose_execution(network, config.precision, device)
     largest = network.padded_size(largest)
     fixed_bytes = _store_bytes(network, largest, execution) + _fixed_bytes(network, execution)
-    tile_bytes = _DEFAULT_TILE_BYTES
-    if config.memory is not None:
-        tile_bytes = parse_memory(config.memory) - _process_bytes(device) - fixed_bytes
-    per_pixel = [_saved_bytes_per_pixel(network, number, execution, device) for number in range(network.depth + 1)]
-    sides = [_affordable_side(network, number, tile_bytes, per_pixel[number]) for number in range(network.depth + 1)]
+    costs = [_tile_cost(network, number, execution, device) for number in range(network.depth + 1)]
     if config.tile is not None:
-        sides = [config.tile] * (network.depth + 1)
-    elif config.memory is not None and min(sides) < _SMALLEST_TILE_PX:
-        smallest = max(
-            _window_bytes(network, number, _SMALLEST_TILE_PX, per_pixel[number]) for number in range(network.depth + 1)
-        )
-        needed = _process_bytes(device) + fixed_bytes + smallest
-        raise ConfigError.single(
-            f"{config.memory} is not enough for a slide of {largest} pixels",
-            where="--memory",
-            remedy=f"give at least {needed / 2**30:.2f}GiB, or more --stages",
-        )
-    peak = fixed_bytes + max(
-        _window_bytes(network, number, min(sides[number], max(largest.width, largest.height)), per_pixel[number])
-        for number in range(network.depth + 1)
-    )
+        sides = [config.tile] * len(costs)
+    elif config.memory is None:
+        sides = [max(cost.affordable_side(_DEFAULT_TILE_BYTES), cost.economical_side) for cost in costs]
+    else:
+        held_bytes = _process_bytes(device) + fixed_bytes
+        sides = [cost.affordable_side(parse_memory(config.memory) - held_bytes) for cost in costs]
+        if min(sides) == 0:
+            needed_bytes = held_bytes + max(cost.peak_bytes(cost.step_px) for cost in costs)
+            raise ConfigError.single(
+                f"not enough memory for a slide of {largest} pixels",
+                where=f"--memory {config.memory}",
+                remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
+            )
+    longest = max(largest.width, largest.height)
     return Plan(
         execution=execution,
         store=_place(config, network, largest, execution, device),
         tile_px=tuple(sides),
         largest=largest,
-        predicted_peak_bytes=peak,
+        predicted_peak_bytes=fixed_bytes
+        + max(cost.peak_bytes(min(side, longest)) for cost, side in zip(costs, sides, strict=True)),
         seconds_per_megapixel=timing.training_seconds,
         inference_seconds_per_megapixel=timing.forward_seconds,
     )
+
+
+@dataclass(frozen=True)
+class _TileCost:
+    """Memory of one tile of the stem or of a stage: ``constant_bytes`` and so many more for each pixel of its window.
+
+    Tiles grow by ``step_px``; their halo adds ``halo_px`` to a side.
+    """
+
+    constant_bytes: float
+    bytes_per_pixel: float
+    step_px: int
+    halo_px: int
+
+    def peak_bytes(self, side_px: int) -> int:
+        side_px = -(-side_px // self.step_px) * self.step_px
+        return int(_PEAK_OVER_SAVED * (self.constant_bytes + self.bytes_per_pixel * (side_px + self.halo_px) ** 2))
+
+    def affordable_side(self, tile_bytes: int) -> int:
+        """The largest side whose peak fits; zero where not even the smallest does."""
+        room_bytes = tile_bytes / _PEAK_OVER_SAVED - self.constant_bytes
+        side_px = int(max(0.0, room_bytes / self.bytes_per_pixel) ** 0.5) - self.halo_px
+        return min(_LARGEST_TILE_PX, max(0, side_px)) // self.step_px * self.step_px
+
+    @property
+    def economical_side(self) -> int:
+        """As large as its halo: a window at most four times what the tile owns."""
+        return -(-max(self.halo_px, _SMALLEST_TILE_PX) // self.step_px) * self.step_px
 
 
 def _process_bytes(device: torch.device) -> int:
@@ -123,46 +162,36 @@ def _fixed_bytes(network: LocalNetwork, execution: Execution) -> int:
     return int(gradients + decoder_bytes)
 
 
-def _saved_bytes_per_pixel(network: LocalNetwork, number: int, execution: Execution, device: torch.device) -> float:
-    """Bytes that a tile's graph keeps for backward, per pixel of its window; for the stem, of its output."""
-    saved: dict[int, int] = {}
+def _tile_cost(network: LocalNetwork, number: int, execution: Execution, device: torch.device) -> _TileCost:
+    """Count what the graph of a window keeps, at two sizes; for the stem (``number`` 0), what passes through it."""
+    part = network.stage(number) if number else network.stem
+    step_px = part.stride * (network.head(number).kernel if number else 1)
+    cell_px = part.stride // part.locality.stride
+    small_bytes, large_bytes = (_window_bytes(network, number, px // cell_px, execution, device) for px in _PROBES_PX)
+    small_px, large_px = ((px // cell_px * cell_px) ** 2 for px in _PROBES_PX)
+    bytes_per_pixel = (large_bytes - small_bytes) / (large_px - small_px)
+    halo_cells = max(axis.halo_before + axis.halo_after for axis in (part.locality.x, part.locality.y))
+    constant_bytes = max(0.0, small_bytes - bytes_per_pixel * small_px)
+    return _TileCost(constant_bytes, bytes_per_pixel, step_px, halo_cells * part.stride)
+
+
+def _window_bytes(network: LocalNetwork, number: int, cells: int, execution: Execution, device: torch.device) -> int:
+    """Bytes of a square window's input, of what its graph saves for backward, and of three tensors in flight."""
+    saved_bytes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     part = network.stage(number) if number else network.stem
-    cells = _PROBE_PX // (part.stride // part.locality.stride)
-    dtype = execution.parameter_dtype if number == 0 else execution.store_dtype
+    dtype = execution.store_dtype if number else execution.parameter_dtype
     x_bchw = execution.arrange(torch.zeros((1, part.in_channels, cells, cells), dtype=dtype, device=device))
-    with torch.set_grad_enabled(number > 0), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        with execution.autocast(device):
-            output = part(x_bchw)
-    working = 3 * output.nbytes + x_bchw.nbytes
-    return (sum(size for key, size in saved.items() if key not in parameters) + working) / (cells * part.stride / part.locality.stride) ** 2
-
-
-def _window_bytes(network: LocalNetwork, number: int, side_px: int, bytes_per_pixel: float) -> int:
-    """The peak of one tile of ``side_px`` with its halo."""
-    part = network.stage(number) if number else network.stem
-    align = network.head(number).kernel if number else 1
-    halo = max(part.locality.x.halo_before + part.locality.x.halo_after, part.locality.y.halo_before + part.locality.y.halo_after)
-    window_px = (tile_side(side_px, stride_px=part.stride, align=align) + halo) * part.stride
-    return int(_PEAK_OVER_SAVED * bytes_per_pixel * window_px**2)
-
-
-def _affordable_side(network: LocalNetwork, number: int, tile_bytes: int, bytes_per_pixel: float) -> int:
-    """The largest side of a tile whose peak fits; zero where not even the smallest does."""
-    part = network.stage(number) if number else network.stem
-    step = part.stride * (network.head(number).kernel if number else 1)
-    side = 0
-    for candidate in range(step, _LARGEST_TILE_PX + 1, step):
-        if _window_bytes(network, number, candidate, bytes_per_pixel) > tile_bytes:
-            break
-        side = candidate
-    return side if side == 0 or side >= _SMALLEST_TILE_PX else max(side, step)
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.set_grad_enabled(number > 0), hooks, execution.autocast(device):
+        output = part(x_bchw)
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    return sum(size for key, size in saved_bytes.items() if key not in own) + 3 * output.nbytes + x_bchw.nbytes
 
 
 def _place(

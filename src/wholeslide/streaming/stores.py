@@ -37,7 +37,9 @@ class FeatureStore(Protocol):
 class TensorStore:
     """Features in one tensor, in the memory of the device or of the host, channels last so that a region is a few long runs."""
 
-    def __init__(self, size: Size, channels: int, *, dtype: torch.dtype, place: torch.device, device: torch.device) -> None:
+    def __init__(
+        self, size: Size, channels: int, *, dtype: torch.dtype, place: torch.device, device: torch.device
+    ) -> None:
         self.size = size
         self.channels = channels
         self._device = device
