@@ -261,6 +261,7 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
         save_file(plain, part, metadata={"format_version": str(FORMAT_VERSION)})
+        part.chmod(0o644)  # safetensors writes for the owner alone
         with part.open("rb") as file:
             os.fsync(file.fileno())
         sha256 = file_sha256(part)

@@ -33,7 +33,8 @@ class TrainConfig:
         method: local (locally supervised stages), local-kN for N stages, or end-to-end (one stage).
         stages: Number of locally supervised stages that the backbone is cut into.
         backbone: Name of a convolutional timm model.
-        weights: A file of backbone weights, or random; left out: the pretrained weights of timm's hub.
+        weights: A file of backbone weights, lite0 for the packaged EfficientNet-Lite0, or random; left out: the
+            pretrained weights of timm's hub.
         first_stride: Stride of the backbone's first convolution (3 is the paper's choice for ResNets).
         freeze_norm_affine: Freeze the scale and shift of batch norms too, not only their statistics.
         reconstruction: Train each stage but the last also to reconstruct random regions of its input.
@@ -220,7 +221,9 @@ class TrainConfig:
     def with_absolute_paths(self) -> TrainConfig:
         """The same, valid from whatever folder it is used."""
         given = {name: getattr(self, name) for name in _PATHS}
-        absolute = {name: Path(path).expanduser().absolute() for name, path in given.items() if path is not None}
+        absolute: dict[str, Any] = {
+            name: Path(path).expanduser().absolute() for name, path in given.items() if path is not None
+        }
         return dataclasses.replace(self, **absolute)
 
     @classmethod

@@ -1,0 +1,71 @@
+"""A network of a few thousand weights and a cohort of small images, so that whole training runs take a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.models.resnet import BasicBlock, ResNet
+
+from wholeslide.train.config import TrainConfig
+
+
+@timm.models.register_model
+def resnet_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """A ResNet with one block a layer. With fewer than 16 channels oneDNN's strided 1x1 convolutions crash."""
+    assert not pretrained
+    wanted = {key: kwargs[key] for key in ("num_classes", "global_pool")}
+    return ResNet(BasicBlock, layers=(1, 1, 1, 1), channels=(16, 16, 32, 32), stem_width=16, **wanted)
+
+
+def make_cohort(folder: Path, *, train: int = 5, valid: int = 2, test: int = 2, seed: int = 0) -> Path:
+    """Images of two classes that differ in colour. Returns the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    rows = ["file,patient,label,split"]
+    for index, split in enumerate(["train"] * train + ["valid"] * valid + ["test"] * test):
+        width, height = rng.integers(242, 262, size=2)
+        pixels = rng.integers(120, 255, size=(height, width, 3), dtype=np.uint8)
+        if index % 2:
+            pixels[:, :, 1] //= 2
+        Image.fromarray(pixels).save(folder / f"slide{index}.png")
+        rows.append(f"slide{index}.png,patient{index},{'ab'[index % 2]},{split}")
+    manifest = folder / "labels.csv"
+    manifest.write_text("\n".join(rows) + "\n")
+    return manifest
+
+
+def tiny_config(manifest: Path, out: Path, **options: Any) -> TrainConfig:
+    """Two stages, two epochs, groups of two slides, on the CPU."""
+    defaults: dict[str, Any] = {
+        "manifest": manifest,
+        "slides": manifest.parent,
+        "out": out,
+        "backbone": "resnet_tiny",
+        "weights": "random",
+        "stages": 2,
+        "mpp": "native",
+        "precision": "fp32",
+        "tile": 256,
+        "accelerator": "cpu",
+        "reconstruction_region_px": 96,
+        "epochs": 2,
+        "accumulate": 2,
+        "lr": 1e-3,
+        "monitor": "loss",
+        "loggers": ("csv",),
+        "quiet": True,
+    }
+    return TrainConfig(**{**defaults, **options})
+
+
+def train_in_child(config: TrainConfig) -> None:
+    """What a forked process runs, to be killed at any moment."""
+    from wholeslide.train.loop import train
+
+    torch.set_num_threads(1)
+    train(config)
