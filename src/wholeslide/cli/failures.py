@@ -76,7 +76,7 @@ def _system_problem(error: BaseException) -> Problem | None:
 
 def _file_problem(error: OSError) -> Problem | None:
     where = str(error.filename or error.filename2 or error.strerror or error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return Problem("the disk is full", where, "free some space, or write to another disk")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return Problem("permission denied", where, "change the permissions, or choose another place")
