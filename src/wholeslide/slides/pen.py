@@ -1,7 +1,10 @@
 """Marker ink on a slide, told from tissue by its colour.
 
-Haematoxylin, eosin and the usual chromogens all absorb green light; blue, green and black inks do not look like any
-mixture of them, and red ink absorbs green and blue alike and hardly any red.
+Haematoxylin, eosin and the usual chromogens all absorb green light most, or nearly so, and let no colour through
+undimmed. Inks do: blue ink lets blue pass and absorbs red more than green, green ink lets green pass, red ink lets red
+pass and absorbs blue as much as green, black ink absorbs all alike. The bounds below were set on
+2.3 million pixels of H&E (lymphoma, colon, glands) at 2 to 8 microns: each ink's core holds less than a thousandth of
+them, scattered.
 """
 
 from __future__ import annotations
@@ -11,42 +14,53 @@ import numpy.typing as npt
 from scipy import ndimage  # type: ignore[import-untyped]
 
 Mask = npt.NDArray[np.bool_]
-SMALLEST_STROKE_CELLS = 12
+Plane = npt.NDArray[np.float32]
+
+SMALLEST_STROKE_CELLS = 8
+EDGE_CELLS = 3
+FAINT = 0.03
 
 
-def pen_mask(thumbnail: npt.NDArray[np.uint8], density: npt.NDArray[np.float32]) -> Mask:
-    """Ink of blue, green, black and red markers, with a margin of a cell.
+def pen_mask(density: Plane) -> Mask:
+    """Ink of blue, green, black and red markers.
 
     Args:
-        thumbnail: uint8 of shape (height, width, 3), about 8 microns a pixel.
-        density: its optical density, float32 of the same shape.
+        density: optical density over the glass at about 8 microns a pixel, float32 of shape (height, width, 3).
 
     Returns:
         bool of shape (height, width).
     """
-    sure, likely = _ink(density)
-    cores = _large(ndimage.binary_opening(sure, np.ones((2, 2), np.bool_)))
-    grown: Mask = ndimage.binary_propagation(cores, mask=likely | cores)
-    margin: Mask = ndimage.binary_dilation(grown, ndimage.generate_binary_structure(2, 2))
-    return margin if grown.any() else grown
+    pen = np.zeros(density.shape[:2], np.bool_)
+    for core, edge in _inks(density):
+        strokes = _large(core)
+        if strokes.any():
+            pen |= ndimage.binary_dilation(
+                strokes, ndimage.generate_binary_structure(2, 2), iterations=EDGE_CELLS, mask=edge | strokes
+            )
+    return pen
 
 
-def _ink(density: npt.NDArray[np.float32]) -> tuple[Mask, Mask]:
-    """Pixels that are ink by their colour, strictly and loosely."""
+def _inks(density: Plane) -> list[tuple[Mask, Mask]]:
+    """For each ink, the pixels that are surely it, and those that may be its edge or a thin part of it."""
     red, green, blue = np.moveaxis(density, 2, 0)
-    light = 1e-3
-    blue_ink = (red > 0.35) & (blue < 0.42 * red) & (red > 0.95 * green)
-    blue_edge = (red > 0.08) & (blue < 0.5 * red) & (red > 0.95 * green)
-    green_ink = (red > 0.2) & (green < 0.8 * red) & (green < 0.9 * blue + light)
-    green_edge = (red > 0.05) & (green < 0.9 * red) & (green < blue + light)
-    black_ink = (density.min(axis=2) > 0.55) & (density.max(axis=2) - density.min(axis=2) < 0.3 * density.max(axis=2))
-    black_edge = (density.min(axis=2) > 0.1) & (density.max(axis=2) - density.min(axis=2) < 0.3 * density.max(axis=2))
-    red_ink = (green > 0.45) & (blue > 0.75 * green) & (red < 0.25 * green)
-    red_edge = (green > 0.08) & (blue > 0.75 * green) & (red < 0.35 * green)
-    return blue_ink | green_ink | black_ink | red_ink, blue_edge | green_edge | black_edge | red_edge
+    strongest = density.max(axis=2)
+    greyness = 1 - (strongest - density.min(axis=2)) / np.maximum(strongest, FAINT)
+    blue_core = (red > 0.15) & (blue < 0.55 * red) & (red > 0.8 * green)
+    blue_edge = (red > FAINT) & (blue < 0.65 * red) & (red > 0.7 * green)
+    green_core = (red > 0.15) & (green < 0.8 * red) & (green < 1.1 * blue)
+    green_edge = (red > FAINT) & (green < 0.95 * red) & (green < 1.2 * blue)
+    black_core = (greyness > 0.95) & (strongest > 0.3)
+    black_core |= (greyness > 0.92) & (strongest > 0.5)
+    black_core |= (greyness > 0.86) & (strongest > 0.8)
+    black_edge = (greyness > 0.7) & (strongest > 2 * FAINT)
+    red_core = (green > 0.3) & (blue > 0.77 * green) & (red < 0.22 * green)
+    red_core |= (green > 0.25) & (blue > 0.92 * green) & (red < 0.32 * green)
+    red_edge = (green > FAINT) & (blue > 0.7 * green) & (red < 0.35 * green)
+    return [(blue_core, blue_edge), (green_core, green_edge), (black_core, black_edge), (red_core, red_edge)]
 
 
 def _large(mask: Mask) -> Mask:
+    """Without specks: tissue has single pixels of any colour."""
     labels, count = ndimage.label(mask, ndimage.generate_binary_structure(2, 2))
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0

@@ -22,12 +22,19 @@ from wholeslide.slides.readers import Pixels
 Mask = npt.NDArray[np.bool_]
 Plane = npt.NDArray[np.float32]
 
-CHROMA_FLOOR = 0.035
-CHROMA_CEILING = 0.09
 DARK_LEVEL = 50
 BRIGHT_LEVEL = 180
+GLASS_LEVEL = 200
+GLASS_TINT = 24
+ASSUMED_GLASS = 245
+GLASS_DENSITY = 0.03
+DENSE = 0.25
+GREY_PART = 0.08
+CHROMA_LOW = 0.02
+CHROMA_HIGH = 0.06
 SMALLEST_OBJECT_CELLS = 16
-SMOOTHING_CELLS = 1.0
+SMOOTHING_CELLS = 0.7
+NUCLEI_CELLS = 4.0
 
 
 @dataclass(frozen=True)
@@ -120,49 +127,57 @@ def find_tissue(thumbnail: Pixels, scanned: Mask) -> Mask:
     Returns:
         bool of shape (height, width).
     """
-    mask = _find_fluorescence(thumbnail) if is_dark(thumbnail, scanned) else _find_stain(thumbnail, scanned)
-    return _tidy(mask & scanned) & scanned
+    if is_dark(thumbnail, scanned):
+        return _tidy(_find_fluorescence(thumbnail, scanned)) & scanned
+    density = optical_density(thumbnail, scanned)
+    pen = pen_mask(density)
+    return _tidy(_find_stain(density, scanned & ~pen)) & scanned & ~pen
 
 
 def optical_density(thumbnail: Pixels, scanned: Mask) -> Plane:
-    """-log10 of transmitted light relative to the glass; float32 of shape (height, width, 3), at least 0."""
-    pixels = thumbnail[scanned] if scanned.any() else thumbnail.reshape(-1, 3)
-    bright = pixels[pixels.min(axis=1) > BRIGHT_LEVEL]
-    glass = (
-        np.median(bright[bright.sum(axis=1) >= np.percentile(bright.sum(axis=1), 50)], axis=0) if len(bright) else 255
-    )
-    glass = np.maximum(np.asarray(glass, np.float32), 200.0)
+    """-log10 of transmitted light relative to the glass, at least 0; float32 of shape (height, width, 3).
+
+    The glass is what is bright and neutral; where next to nothing is (an image full of tissue), it is assumed white.
+    """
+    bright = scanned & (thumbnail.min(axis=2) >= GLASS_LEVEL)
+    bright &= thumbnail.max(axis=2).astype(np.int16) - thumbnail.min(axis=2) <= GLASS_TINT
+    glass = np.full(3, ASSUMED_GLASS, np.float32)
+    if bright.sum() >= 0.01 * scanned.sum():
+        light = thumbnail.sum(axis=2, dtype=np.int32)
+        brightest = bright & (light >= np.median(light[bright]))
+        glass = np.median(thumbnail[brightest], axis=0).astype(np.float32)
     density: Plane = -np.log10((thumbnail.astype(np.float32) + 1) / (glass + 1))
     return np.maximum(density, 0)
 
 
-def _find_stain(thumbnail: Pixels, scanned: Mask) -> Mask:
-    smoothed = ndimage.gaussian_filter(thumbnail.astype(np.float32), (SMOOTHING_CELLS, SMOOTHING_CELLS, 0))
-    density = optical_density(smoothed.round().astype(np.uint8), scanned)
-    chroma = density.max(axis=2) - density.min(axis=2)
-    pen = pen_mask(thumbnail, density)
-    usable = scanned & ~pen
+def _find_stain(density: Plane, usable: Mask) -> Mask:
+    """What has a stain's colour, strongly or next to what has it strongly."""
     if not usable.any():
-        return np.zeros_like(scanned)
-    threshold = _bounded_otsu(chroma[usable], CHROMA_FLOOR, CHROMA_CEILING)
-    mask: Mask = (chroma > threshold) & ~pen
+        return np.zeros_like(usable)
+    smoothed = ndimage.gaussian_filter(density, (SMOOTHING_CELLS, SMOOTHING_CELLS, 0))
+    chroma = smoothed.max(axis=2) - smoothed.min(axis=2)
+    glass = chroma[usable & (smoothed.mean(axis=2) < GLASS_DENSITY)]
+    noise = float(np.percentile(glass, 90)) if glass.size else 0.0
+    low = float(np.clip(2.5 * noise, CHROMA_LOW, CHROMA_HIGH))
+    high = float(np.clip(_otsu(chroma[usable]), CHROMA_LOW, CHROMA_HIGH))
+    strongest = smoothed.max(axis=2)
+    weak = usable & ((chroma > low) | ((strongest > DENSE) & (chroma > GREY_PART * strongest)))
+    mask: Mask = ndimage.binary_propagation(usable & (chroma > max(low, high)), mask=weak)
     return mask
 
 
-def _find_fluorescence(thumbnail: Pixels) -> Mask:
-    light = ndimage.gaussian_filter(thumbnail.max(axis=2).astype(np.float32), SMOOTHING_CELLS)
-    background = float(np.percentile(light, 10))
-    noise = 1.4826 * float(np.median(np.abs(light[light <= np.median(light)] - background)))
-    floor = background + max(4.0, 4 * noise)
-    threshold = 10 ** _bounded_otsu(np.log10(light[light > 0] + 1), np.log10(floor + 1), np.log10(2 * floor + 1)) - 1
-    mask: Mask = light > threshold
+def _find_fluorescence(thumbnail: Pixels, scanned: Mask) -> Mask:
+    """What is brighter than the noise of the background, joined over the distance between neighbouring nuclei."""
+    light = ndimage.gaussian_filter(thumbnail.max(axis=2).astype(np.float32), NUCLEI_CELLS)
+    background = float(np.percentile(light[scanned], 2))
+    lower = light[scanned & (light <= np.percentile(light[scanned], 20))]
+    noise = 1.4826 * float(np.median(np.abs(lower - np.median(lower))))
+    mask: Mask = light > background + max(3.0, 5 * noise)
     return mask
 
 
-def _bounded_otsu(values: npt.NDArray[np.floating], floor: float, ceiling: float) -> float:
-    if values.size == 0 or float(values.max()) <= floor:
-        return floor
-    return float(np.clip(threshold_otsu(values), floor, ceiling))  # type: ignore[no-untyped-call]
+def _otsu(values: npt.NDArray[np.floating]) -> float:
+    return float(threshold_otsu(values)) if values.min() < values.max() else 0.0  # type: ignore[no-untyped-call]
 
 
 def _tidy(mask: Mask) -> Mask:
@@ -176,8 +191,7 @@ def _tidy(mask: Mask) -> Mask:
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     kept: Mask = (sizes >= SMALLEST_OBJECT_CELLS)[labels]
-    kept = _fill_small_holes(kept)
-    grown: Mask = ndimage.binary_dilation(kept, ndimage.generate_binary_structure(2, 1))
+    grown: Mask = ndimage.binary_dilation(_fill_small_holes(kept), ndimage.generate_binary_structure(2, 1))
     return grown
 
 

@@ -66,6 +66,13 @@ class WorkingSlide:
         self._parameters = parameters
 
     @property
+    def l0_mpp(self) -> Mpp | None:
+        """Microns per level-0 pixel; ``None`` where the file has no scale."""
+        if self.working_mpp is None:
+            return None
+        return Mpp(self.working_mpp.x / self.sampling.downsample_x, self.working_mpp.y / self.sampling.downsample_y)
+
+    @property
     def size(self) -> Size:
         return self.whole_box.size
 
@@ -114,6 +121,12 @@ class WorkingSlide:
         """Unmasked working pixels of a box of the whole slide, before the crop to the tissue."""
         assert Box.covering(self.whole_size).contains(whole_box), (whole_box, self.whole_size)
         return self._read(whole_box, masked=False)
+
+    def thumbnail(self, side_px: int) -> tuple[Pixels, int]:
+        """The whole slide, unmasked, its longer side at most ``side_px``; and working pixels per thumbnail pixel."""
+        step = max(1, -(-max(self.whole_size.width, self.whole_size.height) // side_px))
+        pixels, _ = _thumbnail(self.reader, self.sampling, step, self.background_rgb)
+        return pixels, step
 
     def close(self) -> None:
         """Release the file. May be called twice."""
@@ -221,19 +234,21 @@ def _px_per_cell(sampling: Sampling, working_mpp: Mpp | None) -> int:
     return max(1, -(-max(sampling.size.width, sampling.size.height) // MASK_SIDE_CELLS))
 
 
-def _thumbnail(reader: SlideReader, sampling: Sampling, px_per_cell: int) -> tuple[Pixels, Mask]:
-    """A thumbnail of one pixel a cell, and which of its pixels were scanned.
+def _thumbnail(
+    reader: SlideReader, sampling: Sampling, px_per_cell: int, background_rgb: Rgb = WHITE
+) -> tuple[Pixels, Mask]:
+    """A thumbnail of one pixel a cell over a background, and which of its pixels were scanned.
 
-    What is transparent, or lies outside the image, shows the background: it differs between white and black.
+    What is transparent shows the background: it differs between white and black.
     """
     coarse = sample_at(reader, sampling.downsample_x * px_per_cell, sampling.downsample_y * px_per_cell, snap=False)
     cells = Box(0, 0, -(-sampling.size.width // px_per_cell), -(-sampling.size.height // px_per_cell))
-    on_white = _read_thumbnail(reader, coarse, cells, WHITE)
+    thumbnail = _read_thumbnail(reader, coarse, cells, background_rgb)
     if not reader.met_transparency:
-        return on_white, np.ones(on_white.shape[:2], np.bool_)
-    on_black = _read_thumbnail(reader, coarse, cells, BLACK)
-    scanned: Mask = (on_white.astype(np.int16) - on_black).max(axis=2) < 128
-    return on_white, scanned
+        return thumbnail, np.ones(thumbnail.shape[:2], np.bool_)
+    inverse = _read_thumbnail(reader, coarse, cells, BLACK if background_rgb == WHITE else WHITE)
+    scanned: Mask = np.abs(thumbnail.astype(np.int16) - inverse).max(axis=2) < 128
+    return thumbnail, scanned
 
 
 def _read_thumbnail(reader: SlideReader, coarse: Sampling, cells: Box, background_rgb: Rgb) -> Pixels:

@@ -1,0 +1,51 @@
+"""Files that are either there and complete, or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wholeslide.errors import Problem, RunError
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Write a file beside its place, and rename it there when the block ends well; else nothing is left.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """The error of a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError([Problem("the disk is full", str(path), "free some space, or choose another folder")])
+    reason = error.strerror or str(error)
+    return RunError([Problem(f"cannot be written: {reason}", str(path), "check the folder and its permissions")])
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
