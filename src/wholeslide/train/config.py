@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from wholeslide.cohort.config import check_fractions
 from wholeslide.errors import ConfigError, Problem, WholeslideError
 from wholeslide.model.config import ModelConfig
 from wholeslide.slides.config import AugmentationConfig, SlideConfig
@@ -307,20 +310,22 @@ def _range_problems(config: TrainConfig) -> list[Problem]:
         problems.append(
             Problem(f"{config.attention_dropout} is no dropout", option("attention_dropout"), "give 0 or more, below 1")
         )
-    shares = config.fractions
-    if min(shares) < 0 or shares[0] <= 0 or abs(sum(shares) - 1) > 1e-6:
-        problems.append(
-            Problem(f"{shares} are no shares of a whole", "--fractions", "give three that sum to 1, as 0.7,0.15,0.15")
-        )
     return problems
 
 
 def _part_problems(config: TrainConfig) -> list[Problem]:
     """What the rooms below have to say about their own options."""
     problems: list[Problem] = []
-    for build in (config.slide_config, config.streaming_config, config.augmentation_config, config.model_config):
+    checks: list[Callable[[], object]] = [
+        config.slide_config,
+        config.streaming_config,
+        config.augmentation_config,
+        config.model_config,
+        partial(check_fractions, config.fractions),
+    ]
+    for check in checks:
         try:
-            build()
+            check()
         except WholeslideError as error:
             problems.extend(error.problems)
     return problems

@@ -29,7 +29,6 @@ from wholeslide.train.run import Run
 from wholeslide.train.signals import SignalWatch
 from wholeslide.train.state import Best, LoopState, RunningLosses
 from wholeslide.train.validation import (
-    Score,
     constant_answer_loss,
     does_not_move,
     monitored,
@@ -265,7 +264,7 @@ class Trainer:
         stage = state.stage or self.network.depth
         losses = state.running.epoch_loss(stage)
         metrics = self._validate()
-        score = monitored(metrics[stage], self.config.monitor) if metrics else Score(-losses.mean, losses.mean)
+        score = monitored(metrics[stage], self.config.monitor)
         improved = score.better_than(state.best)
         file, sha256 = self.checkpoints.write(self.network, self.optimizer, state.step)
         row = self._epoch_row(metrics)
@@ -287,9 +286,7 @@ class Trainer:
         self._report(row, improved=improved)
 
     def _validate(self) -> dict[int, dict[str, float]]:
-        """Loss and metrics of every stage's classifier on the validation split; empty without one."""
-        if self.validation.empty:
-            return {}
+        """Loss and metrics of every stage's classifier on the validation split."""
         bar = progress_bar("validation", len(self.validation), quiet=self.config.quiet)
         with self.watch.interruptible(), bar as progress:
             _, by_stage = predict_slides(
@@ -323,12 +320,12 @@ class Trainer:
         state = self.state
         stage = state.stage or self.network.depth
         figures = [f"training loss {state.losses[-1].mean:.4f}"]
-        for name in dict.fromkeys(("loss", self.config.monitor)):
-            value = row.get(f"valid_stage{stage}_{name}")
-            figures += [] if value is None else [f"validation {name} {value:.4f}"]
+        figures += [
+            f"validation {name} {row[f'valid_stage{stage}_{name}']:.4f}"
+            for name in dict.fromkeys(("loss", self.config.monitor))
+        ]
         logger.info("epoch %d: %s%s", state.epochs_seen, ", ".join(figures), " (best so far)" if improved else "")
-        score = row.get(f"valid_stage{stage}_{self.config.monitor}")
-        if score is not None and math.isnan(score) and state.epoch == 1:
+        if state.epoch == 1 and math.isnan(row[f"valid_stage{stage}_{self.config.monitor}"]):
             logger.warning("%s is undefined on the validation split: choose another --monitor", self.config.monitor)
         looked_at = state.epoch == EARLY_LOOK or self.stage_done
         if looked_at and does_not_move(state.losses, constant_loss=self.constant_loss):

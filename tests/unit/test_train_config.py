@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wholeslide.errors import ConfigError
+from wholeslide.train.config import TrainConfig
+
+
+def config(**options: Any) -> TrainConfig:
+    return TrainConfig(manifest=Path("labels.csv"), slides=Path("slides"), out=Path("run"), **options)
+
+
+def test_defaults_are_the_papers() -> None:
+    chosen = config()
+    chosen.check()
+    assert (chosen.lr, chosen.classifier_lr, chosen.weight_decay, chosen.accumulate) == (1e-5, 2e-5, 1e-6, 8)
+    assert (chosen.depth, chosen.backbone, chosen.reconstruction_weight) == (4, "resnet34", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "depth"), [("local", 8, 8), ("local-k2", 8, 2), ("end-to-end", 8, 1), ("local-k12", 4, 12)]
+)
+def test_methods_say_how_many_stages(method: str, stages: int, depth: int) -> None:
+    assert config(method=method, stages=stages).model_config().stages == depth
+
+
+def test_every_option_is_documented() -> None:
+    documented = TrainConfig.__doc__ or ""
+    for field in dataclasses.fields(TrainConfig):
+        assert f"        {field.name}: " in documented, field.name
+
+
+def test_every_option_is_read_somewhere() -> None:
+    """An option that nothing reads is a lie."""
+    sources = Path(sys.modules[TrainConfig.__module__].__file__ or "").parent.glob("*.py")
+    text = "\n".join(path.read_text() for path in sources)
+    for field in dataclasses.fields(TrainConfig):
+        assert f"config.{field.name}" in text or f"self.{field.name}" in text, field.name
+
+
+def test_options_reach_the_parts() -> None:
+    chosen = config(mpp=0.5, jitter=0.2, reconstruction=False, tile=64, memory="2GiB", first_stride=2)
+    assert chosen.slide_config().mpp == 0.5
+    augmentation = chosen.augmentation_config()
+    assert augmentation is not None
+    assert augmentation.jitter == 0.2
+    assert not chosen.model_config().reconstruction
+    assert chosen.model_config().first_stride == 2
+    assert (chosen.streaming_config().tile, chosen.streaming_config().memory) == (64, "2GiB")
+    assert config(augmentation=False).augmentation_config() is None
+
+
+def test_yaml_gives_the_same_options_back() -> None:
+    chosen = config(mask_dir=Path("masks"), loggers=("csv", "wandb"), fractions=(0.6, 0.2, 0.2), mpp="native")
+    assert TrainConfig.from_dict({**chosen.to_dict(), "format_version": 1}) == chosen
+
+
+def test_paths_are_made_absolute() -> None:
+    chosen = config(cache=Path("cache")).with_absolute_paths()
+    assert chosen.slides == Path.cwd() / "slides"
+    assert chosen.cache == Path.cwd() / "cache"
+    assert chosen.mask_dir is None
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"method": "abmil"}, "unknown method 'abmil' (--method): choose local, local-kN with N stages (local-k4), or"),
+        ({"devices": 2}, "training on 2 is not supported (--devices): leave --devices at 1"),
+        ({"nodes": 3}, "training on 3 is not supported (--nodes): leave --nodes at 1"),
+        ({"epochs": 0}, "0 is too small (--epochs): give 1 or more"),
+        ({"accumulate": 0}, "0 is too small (--accumulate): give 1 or more"),
+        ({"patience": -1}, "-1 is too small (--patience): give 0 or more"),
+        ({"prefetch_bytes": -5}, "-5 is too small (--prefetch-bytes): give 0 or more"),
+        ({"head_lr": 0.0}, "0.0 is no learning rate (--head-lr): give a positive number, such as 1e-5"),
+        ({"lr": float("nan")}, "nan is no learning rate (--lr)"),
+        ({"attention_dropout": 1.0}, "1.0 is no dropout (--attention-dropout): give 0 or more, below 1"),
+        ({"fractions": (0.7, 0.7, 0.1)}, "not a split (--fractions 0.7,0.7,0.1)"),
+        ({"jitter": 2.0}, "not a jitter strength"),
+        ({"mpp": 1.0, "magnification": 40.0}, "two resolutions that disagree"),
+    ],
+)
+def test_options_without_sense_are_named(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**options).check()
+    assert line in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
+def test_all_problems_come_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(epochs=0, lr=0.0, devices=4, jitter=3.0).check()
+    assert len(caught.value.problems) == 4
+
+
+def test_the_options_are_free_of_torch() -> None:
+    code = "import sys, wholeslide.train.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
