@@ -70,7 +70,8 @@ class LocalNetwork(nn.Module):
         reconstruction_loss: ReconstructionLoss | None = None,
     ) -> None:
         super().__init__()
-        assert len(heads) == len(stages) and len(decoders) in (0, len(stages) - 1)
+        assert len(heads) == len(stages)
+        assert len(decoders) in (0, len(stages) - 1)
         self.config = config
         self.stem = stem.requires_grad_(False)
         self.stages = nn.ModuleList(stages)
@@ -143,10 +144,8 @@ class LocalNetwork(nn.Module):
         symmetric padding equals the one it was trained with.
         """
         while not self._grids_suffice(size):
-            if size.width >= size.height:
-                size = Size(size.width + 1, size.height)
-            else:
-                size = Size(size.width, size.height + 1)
+            wider = size.width >= size.height
+            size = Size(size.width + wider, size.height + (not wider))
         if self.config.backbone.partition(".")[0] == LITE0:
             size = Size(size.width + (1 - size.width) % 32, size.height + (1 - size.height) % 32)
         return size

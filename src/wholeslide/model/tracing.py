@@ -157,10 +157,11 @@ def _function_value(
     if combining and fields:
         return _combined(inputs, fields, where, name)
     if node.target == "permute" and fields:
-        order = tuple(node.args[1:]) if len(node.args) > 2 else tuple(node.args[1])  # type: ignore[arg-type]
-        turned = {("chw", _TO_CHANNELS_LAST): "hwc", ("hwc", _TO_CHANNELS_FIRST): "chw"}.get((fields[0].layout, order))
-        if turned is not None:
-            return _Field(fields[0].locality, turned)  # type: ignore[arg-type]
+        order = tuple(node.args[1:]) if len(node.args) > 2 else node.args[1]
+        if fields[0].layout == "chw" and order == _TO_CHANNELS_LAST:
+            return _Field(fields[0].locality, "hwc")
+        if fields[0].layout == "hwc" and order == _TO_CHANNELS_FIRST:
+            return _Field(fields[0].locality, "chw")
     if node.target in (torch.cat, torch.concat) and len(fields) == len(inputs):
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if dim == 1 and all(field.layout == "chw" for field in fields):

@@ -260,7 +260,7 @@ class _StageStep:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
         z_bchw = self.work.z_bchw.requires_grad_()
         loss, probabilities = self.objective.classification(z_bchw)
-        (loss * self.weight).backward()
+        torch.autograd.backward([loss * self.weight])
         self.classification_loss, self.probabilities = loss.item(), probabilities.cpu().numpy()
         assert z_bchw.grad is not None
         return z_bchw.grad
@@ -275,7 +275,7 @@ class _StageStep:
         regions_rchw = self.engine.plan.execution.arrange(regions_rchw).requires_grad_()
         with self.engine.plan.execution.autocast(self.engine.device):
             loss = self.objective.reconstruction(regions_rchw, targets)
-        (loss * (self.weight * self.engine.network.config.reconstruction_weight)).backward()
+        torch.autograd.backward([loss * (self.weight * self.engine.network.config.reconstruction_weight)])
         self.reconstruction_loss = loss.item()
         return cell_regions, regions_rchw.grad
 

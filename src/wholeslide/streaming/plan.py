@@ -22,7 +22,7 @@ class Plan:
     execution: Execution
     store: Literal["device", "host"]
     tile_px: tuple[int, ...]
-    largest: Size = Size(0, 0)
+    largest: Size
     predicted_peak_bytes: int = 0
     seconds_per_megapixel: float = 0.0
     inference_seconds_per_megapixel: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import psutil
@@ -144,7 +145,7 @@ def _store_bytes(network: LocalNetwork, largest: Size, execution: Execution) -> 
     for number in range(1, network.depth):
         sizes.append(network.feature_size(largest, number).area * network.stage(number).out_channels * item)
     sizes.append(0)
-    return max(a + b for a, b in zip(sizes, sizes[1:], strict=False)) if len(sizes) > 1 else sizes[0]
+    return max(a + b for a, b in pairwise(sizes))
 
 
 def _fixed_bytes(network: LocalNetwork, execution: Execution) -> int:
@@ -191,7 +192,8 @@ def _window_bytes(network: LocalNetwork, number: int, cells: int, execution: Exe
     with torch.set_grad_enabled(number > 0), hooks, execution.autocast(device):
         output = part(x_bchw)
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    return sum(size for key, size in saved_bytes.items() if key not in own) + 3 * output.nbytes + x_bchw.nbytes
+    kept = sum(size for key, size in saved_bytes.items() if key not in own)
+    return kept + 3 * int(output.nbytes) + int(x_bchw.nbytes)
 
 
 def _place(

@@ -56,7 +56,7 @@ class WholeEngine:
                     reconstructed = self._reconstruction(objective, x_bchw, previous)
                     reconstruction[number - 1] = reconstructed.item()
                     loss = loss + self.network.config.reconstruction_weight * reconstructed
-                (loss * weight).backward()
+                torch.autograd.backward([loss * weight])
             x_bchw = x_bchw.detach()
             self.features.append(x_bchw)
         classes = next(row for row in rows if row is not None).size
