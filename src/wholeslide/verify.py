@@ -34,7 +34,7 @@ _CLASSES, _LABEL = 3, 1
 _FEWEST_TILES = 4
 _GROWTH_PX = 32
 #: Streaming may cost this many times the whole step before ``verify`` takes larger tiles.
-_DEAREST_TILING = 16
+_DEAREST_TILING = 24
 
 
 class RandomSlide:
@@ -163,17 +163,17 @@ def _tile_sides(network: LocalNetwork, tile_px: int, size: Size) -> tuple[int, .
         asked = tile_side(tile_px, stride_px=stage.stride, align=step)
         cells = max(size.width, size.height) // stage.stride
         choices = [_tiling_cost(stage.locality.x, side, cells) for side in range(asked, asked + 12 * step, step)]
-        best = 0 if choices[0] <= _DEAREST_TILING else choices.index(min(choices))
+        best = choices.index(min(choices)) if choices[0] > _DEAREST_TILING * cells**2 else 0
         sides.append(tile_px if best == 0 else (asked + best * step) * stage.stride)
     return tuple(sides)
 
 
-def _tiling_cost(axis: AxisLocality, side: int, cells: int) -> float:
-    """Work on tiles of ``side`` cells with their halos over the work without tiles, at the least telling size."""
+def _tiling_cost(axis: AxisLocality, side: int, cells: int) -> int:
+    """Cells that tiles of ``side`` cells compute, halos included, on the least telling square of at least ``cells`` a side."""
     unclipped_end = -(-axis.halo_before // side) * side + side + axis.halo_after
     cells = max(cells, unclipped_end)
     window = min(side + axis.halo_before + axis.halo_after, cells)
-    return (-(-cells // side) * window / cells) ** 2
+    return (-(-cells // side) * window) ** 2
 
 
 class _Outcome:
