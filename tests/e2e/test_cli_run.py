@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import train_tiny  # noqa: F401  registers the backbone resnet_tiny
 import yaml
-from cli_cases import TINY_TRAINING, call, cohort, manifest, picture, real_data, refused, tiff
+from cli_cases import TINY_TRAINING, call, child_words, cohort, manifest, picture, real_data, refused, tiff
 from PIL import Image
 
 CLASSES = ["a", "b"]
