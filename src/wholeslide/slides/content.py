@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.readers import unreadable
 
 END_BYTES = 2**20
 SAMPLE_BYTES = 2**16
 SAMPLES = 16
+FORMAT_VERSION = 1
 
 
 def content_hash(path: Path) -> str:
@@ -28,6 +30,39 @@ def content_hash(path: Path) -> str:
     except OSError as error:
         raise unreadable(path, error) from error
     return digest.hexdigest()
+
+
+def slide_key(path: Path, config: SlideConfig, mpp: float | None = None) -> str:
+    """A hash of a slide's content and of every parameter that its working pixels depend on.
+
+    Args:
+        path: the slide.
+        config: the resolution and what becomes of the background; of a mask in ``mask_dir`` the content counts.
+        mpp: microns per stored pixel, where the manifest gives it.
+
+    Raises:
+        SlideError: a file cannot be read.
+    """
+    mask = find_mask_file(path, config)
+    parameters = (
+        FORMAT_VERSION,
+        content_hash(path),
+        config.target_mpp,
+        config.target_downsample,
+        config.background,
+        config.mpp_override,
+        mpp,
+        content_hash(mask) if mask else None,
+    )
+    return hashlib.blake2b(repr(parameters).encode(), digest_size=16).hexdigest()
+
+
+def find_mask_file(path: Path, config: SlideConfig) -> Path | None:
+    """The GeoJSON mask of a slide in ``mask_dir``; ``None`` where there is none."""
+    if config.mask_dir is None:
+        return None
+    file = config.mask_dir / f"{path.stem}.geojson"
+    return file if file.exists() else None
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -21,7 +21,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside

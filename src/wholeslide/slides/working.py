@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -12,15 +12,15 @@ import numpy as np
 
 from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import SlideConfig
-from wholeslide.slides.content import content_hash
+from wholeslide.slides.content import find_mask_file, slide_key
 from wholeslide.slides.geojson import rasterize, read_polygons
+from wholeslide.slides.prepared import PreparedDescription, read_prepared
 from wholeslide.slides.readers import BLACK, WHITE, Pixels, Rgb, SlideReader, open_slide, slide_error
 from wholeslide.slides.scale import SMALLEST_SIDE_PX, Sampling, resolve_l0_mpp, sample_at, working_sampling
 from wholeslide.slides.tissue import Mask, TissueMask, find_tissue, is_dark
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 MASK_MPP = 8.0
 MASK_SIDE_CELLS = 1024
 CHUNK_LEVEL_PX = 2048
@@ -52,7 +52,7 @@ class WorkingSlide:
         working_mpp: Mpp | None,
         background: Literal["constant", "keep"],
         background_rgb: Rgb,
-        parameters: str,
+        make_key: Callable[[], str],
     ) -> None:
         self.path = reader.path
         self.reader = reader
@@ -63,7 +63,7 @@ class WorkingSlide:
         self.background_rgb = background_rgb
         self.whole_size = sampling.size
         self.whole_box = Box.covering(sampling.size) if background == "keep" else _crop_box(mask)
-        self._parameters = parameters
+        self._make_key = make_key
 
     @property
     def l0_mpp(self) -> Mpp | None:
@@ -97,8 +97,7 @@ class WorkingSlide:
     @cached_property
     def key(self) -> str:
         """A hash of the file's content and of every parameter that its working pixels depend on."""
-        text = f"{FORMAT_VERSION} {content_hash(self.path)} {self._parameters}"
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self._make_key()
 
     def read(self, px_box: Box) -> Pixels:
         """Working pixels of a box; a pixel does not depend on the box that it is read with.
@@ -183,8 +182,11 @@ def open_working_slide(path: Path, config: SlideConfig, *, mpp: float | None = N
 
 
 def _open(reader: SlideReader, config: SlideConfig, mpp: float | None) -> WorkingSlide:
-    l0_mpp = resolve_l0_mpp(reader, config, mpp)
     check_readable(reader)
+    prepared = read_prepared(reader, config)
+    if prepared is not None:
+        return _open_prepared(reader, prepared)
+    l0_mpp = resolve_l0_mpp(reader, config, mpp)
     sampling = working_sampling(reader, config, l0_mpp)
     working_mpp = Mpp(l0_mpp.x * sampling.downsample_x, l0_mpp.y * sampling.downsample_y) if l0_mpp else None
     background = config.background
@@ -192,25 +194,42 @@ def _open(reader: SlideReader, config: SlideConfig, mpp: float | None) -> Workin
         background = "keep" if reader.is_plain_image else "constant"
     px_per_cell = _px_per_cell(sampling, working_mpp)
     thumbnail, scanned = _thumbnail(reader, sampling, px_per_cell)
-    background_rgb = BLACK if is_dark(thumbnail, scanned) else WHITE
-    mask_file = _mask_file(reader.path, config)
-    if background == "keep":
-        mask = TissueMask.everything(sampling.size)
-    else:
-        cells = find_tissue(thumbnail, scanned) if mask_file is None else _drawn(mask_file, sampling, px_per_cell)
-        mask = TissueMask(cells, px_per_cell, sampling.size)
-        _require_tissue(mask, reader.path, mask_file)
-    drawn = hashlib.blake2b(mask_file.read_bytes(), digest_size=16).hexdigest() if mask_file else None
-    parameters = repr((sampling, working_mpp, background, background == "constant" and drawn))
+    mask = TissueMask.everything(sampling.size)
+    if background == "constant":
+        mask = _find_mask(reader.path, config, sampling, thumbnail, scanned, px_per_cell)
     return WorkingSlide(
         reader,
         sampling,
         mask,
         working_mpp=working_mpp,
         background=background,
-        background_rgb=background_rgb,
-        parameters=parameters,
+        background_rgb=BLACK if is_dark(thumbnail, scanned) else WHITE,
+        make_key=lambda: slide_key(reader.path, config, mpp),
     )
+
+
+def _open_prepared(reader: SlideReader, prepared: PreparedDescription) -> WorkingSlide:
+    return WorkingSlide(
+        reader,
+        sample_at(reader, 1.0, 1.0, snap=True),
+        prepared.mask,
+        working_mpp=prepared.working_mpp,
+        background=prepared.background,
+        background_rgb=prepared.background_rgb,
+        make_key=lambda: prepared.key,
+    )
+
+
+def _find_mask(
+    path: Path, config: SlideConfig, sampling: Sampling, thumbnail: Pixels, scanned: Mask, px_per_cell: int
+) -> TissueMask:
+    mask_file = find_mask_file(path, config)
+    if config.mask_dir is not None and mask_file is None:
+        logger.warning("%s: no mask for it in %s; the tissue is found automatically", path, config.mask_dir)
+    cells = find_tissue(thumbnail, scanned) if mask_file is None else _drawn(mask_file, sampling, px_per_cell)
+    mask = TissueMask(cells, px_per_cell, sampling.size)
+    _require_tissue(mask, path, mask_file)
+    return mask
 
 
 def check_readable(reader: SlideReader, side_px: int = 256) -> None:
@@ -260,16 +279,6 @@ def _read_thumbnail(reader: SlideReader, coarse: Sampling, cells: Box, backgroun
             chunk = Box(left, top, step_x, step_y).intersection(cells)
             out[chunk.rows_columns] = sample(reader, coarse, chunk, background_rgb)
     return out
-
-
-def _mask_file(path: Path, config: SlideConfig) -> Path | None:
-    if config.mask_dir is None:
-        return None
-    file = config.mask_dir / f"{path.stem}.geojson"
-    if file.exists():
-        return file
-    logger.warning("%s: no mask %s; the tissue is found automatically", path, file)
-    return None
 
 
 def _drawn(mask_file: Path, sampling: Sampling, px_per_cell: int) -> Mask:
