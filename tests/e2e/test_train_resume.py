@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_tiny import make_cohort, tiny_config, train_in_child
+from train_tiny import make_cohort, same_arithmetic, tiny_config, train_in_child
 
 from wholeslide.errors import ConfigError, RunError
 from wholeslide.streaming.engine import StreamingEngine
@@ -49,11 +49,9 @@ def whole_run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def arithmetic() -> Iterator[None]:
+    with same_arithmetic():
+        yield
 
 
 def assert_same_end(run: Path, other: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from train_tiny import make_cohort, tiny_config
+from train_tiny import make_cohort, same_arithmetic, tiny_config
 
 from wholeslide.draws import Draws
 from wholeslide.errors import CohortError, ConfigError, RunError, SlideError, WholeslideError
@@ -29,6 +29,12 @@ from wholeslide.train.views import ViewSource, entries
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arithmetic() -> Iterator[None]:
+    with same_arithmetic():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import timm
 import torch
 from PIL import Image
 from timm.models.resnet import BasicBlock, ResNet
 
+from wholeslide.streaming import planner
+from wholeslide.streaming.execution import Execution, Timing
 from wholeslide.train.config import TrainConfig
 
 
@@ -63,9 +68,21 @@ def tiny_config(manifest: Path, out: Path, **options: Any) -> TrainConfig:
     return TrainConfig(**{**defaults, **options})
 
 
+@contextmanager
+def same_arithmetic() -> Iterator[None]:
+    """One thread, and one layout: which is quickest is timed anew for every new run, and only resumed runs keep it."""
+    chosen = Execution("fp32", channels_last=False), Timing(forward_seconds=1.0, training_seconds=3.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "choose_execution", lambda *args: chosen)
+        yield
+    torch.set_num_threads(threads)
+
+
 def train_in_child(config: TrainConfig) -> None:
     """What a forked process runs, to be killed at any moment."""
     from wholeslide.train.loop import train
 
-    torch.set_num_threads(1)
-    train(config)
+    with same_arithmetic():
+        train(config)
