@@ -11,8 +11,8 @@ class StreamingConfig:
     """How a slide is streamed through the network. None of it changes the result but for rounding.
 
     Args:
-        memory: Memory that a step may take, such as 8GiB; it bounds the size of the tiles. By default a modest part of
-            what is free.
+        memory: Memory that the process may take, such as 8GiB; it bounds the size of the tiles. "smallest" asks for the
+            lowest peak. By default tiles are of a moderate size.
         store: Where features between stages are kept: on the device, in host memory, or decided by what is free.
         tile: Side of a tile in input pixels, rounded up for each stage to its grid; overrides ``memory``.
         precision: Arithmetic of the stages; auto times the choices on this machine. fp64 is for checking.

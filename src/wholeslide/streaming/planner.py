@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import psutil
@@ -17,6 +16,7 @@ from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.execution import Execution, choose_execution
 from wholeslide.streaming.plan import Plan
+from wholeslide.streaming.stores import store_bytes
 
 #: Tensors saved for backward understate the peak of a tile by about this factor (kernels' workspace, gradients in flight).
 _PEAK_OVER_SAVED = 1.45
@@ -39,7 +39,10 @@ _UNITS = {
     "gb": 10**9,
     "tb": 10**12,
 }
-_SAVED_BYTES_OF_DECODER_PER_INPUT_BYTE = 8
+#: Tensors of a decoder's input size that live at once in its forward and backward pass, losses in fp32 counted twice.
+_MAPS_OF_A_DECODER = 10
+#: Memory for one tile's graph where the user asks for the smallest plan and nothing else needs more.
+_SMALLEST_TILE_BYTES = 128 * 2**20
 
 
 def parse_memory(text: str) -> int:
@@ -74,17 +77,21 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
         network = network.double()
     execution, timing = choose_execution(network, config.precision, device)
     largest = network.padded_size(largest)
-    fixed_bytes = _store_bytes(network, largest, execution) + _fixed_bytes(network, execution)
+    fixed_bytes = store_bytes(network, largest, execution) + _gradient_bytes(network)
+    decoder_bytes = _decoder_bytes(network, execution)
     costs = [_tile_cost(network, number, execution, device) for number in range(network.depth + 1)]
     if config.tile is not None:
         sides = [config.tile] * len(costs)
-    elif config.memory is None:
-        sides = [max(cost.affordable_side(_DEFAULT_TILE_BYTES), cost.economical_side) for cost in costs]
+    elif config.memory is None or config.memory == "smallest":
+        # Below the decoder's share, smaller tiles would lower no peak.
+        room_bytes = _DEFAULT_TILE_BYTES if config.memory is None else max(decoder_bytes, _SMALLEST_TILE_BYTES)
+        sides = [max(cost.affordable_side(room_bytes), cost.economical_side) for cost in costs]
     else:
         held_bytes = _process_bytes(device) + fixed_bytes
-        sides = [cost.affordable_side(parse_memory(config.memory) - held_bytes) for cost in costs]
-        if min(sides) == 0:
-            needed_bytes = held_bytes + max(cost.peak_bytes(cost.step_px) for cost in costs)
+        room_bytes = parse_memory(config.memory) - held_bytes
+        sides = [cost.affordable_side(room_bytes) for cost in costs]
+        if min(sides) == 0 or room_bytes < decoder_bytes:
+            needed_bytes = held_bytes + max(decoder_bytes, *(cost.peak_bytes(cost.step_px) for cost in costs))
             raise ConfigError.single(
                 f"not enough memory for a slide of {largest} pixels",
                 where=f"--memory {config.memory}",
@@ -97,7 +104,7 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
         tile_px=tuple(sides),
         largest=largest,
         predicted_peak_bytes=fixed_bytes
-        + max(cost.peak_bytes(min(side, longest)) for cost, side in zip(costs, sides, strict=True)),
+        + max(decoder_bytes, *(cost.peak_bytes(min(side, longest)) for cost, side in zip(costs, sides, strict=True))),
         seconds_per_megapixel=timing.training_seconds,
         inference_seconds_per_megapixel=timing.forward_seconds,
     )
@@ -138,29 +145,21 @@ def _process_bytes(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _store_bytes(network: LocalNetwork, largest: Size, execution: Execution) -> int:
-    """The two largest neighbouring stores: x_{k−1} and x_k live together."""
-    item = execution.store_dtype.itemsize
-    sizes = [network.feature_size(largest, 0).area * network.stem.out_channels * item]
-    for number in range(1, network.depth):
-        sizes.append(network.feature_size(largest, number).area * network.stage(number).out_channels * item)
-    sizes.append(0)
-    return max(a + b for a, b in pairwise(sizes))
+def _gradient_bytes(network: LocalNetwork) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
 
 
-def _fixed_bytes(network: LocalNetwork, execution: Execution) -> int:
-    """Gradients of all parameters, and the largest batch of regions on its way through a decoder."""
-    gradients = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
-    config, decoder_bytes = network.config, 0
+def _decoder_bytes(network: LocalNetwork, execution: Execution) -> int:
+    """The largest batch of regions on its way through a decoder and back."""
+    config, largest_map_bytes = network.config, 0
     for number in range(1, network.depth):
         decoder = network.decoder(number)
-        if decoder is None:
-            continue
-        stage = network.stage(number)
-        cells = (config.reconstruction_region_px // stage.stride * decoder.stride) ** 2 * config.reconstruction_regions
-        one_map = cells * stage.out_channels * execution.store_dtype.itemsize
-        decoder_bytes = max(decoder_bytes, _SAVED_BYTES_OF_DECODER_PER_INPUT_BYTE * one_map)
-    return int(gradients + decoder_bytes)
+        if decoder is not None:
+            stage = network.stage(number)
+            cells = (config.reconstruction_region_px // stage.stride * decoder.stride) ** 2
+            map_bytes = cells * config.reconstruction_regions * stage.out_channels * execution.store_dtype.itemsize
+            largest_map_bytes = max(largest_map_bytes, map_bytes)
+    return _MAPS_OF_A_DECODER * largest_map_bytes
 
 
 def _tile_cost(network: LocalNetwork, number: int, execution: Execution, device: torch.device) -> _TileCost:
@@ -204,4 +203,4 @@ def _place(
     if device.type != "cuda":
         return "host"
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return "device" if 2 * _store_bytes(network, largest, execution) < free_bytes else "host"
+    return "device" if 2 * store_bytes(network, largest, execution) < free_bytes else "host"

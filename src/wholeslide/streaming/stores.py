@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from wholeslide.geometry import Box, Size
+from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.execution import Execution
 
 
 class FeatureStore(Protocol):
@@ -68,3 +71,13 @@ def open_store(
     """An empty store for x_k of ``size`` cells."""
     where = device if place == "device" else torch.device("cpu")
     return TensorStore(size, channels, dtype=dtype, place=where, device=device)
+
+
+def store_bytes(network: LocalNetwork, largest: Size, execution: Execution) -> int:
+    """The two largest neighbouring stores: x_{k−1} and x_k live together."""
+    item = execution.store_dtype.itemsize
+    sizes = [network.feature_size(largest, 0).area * network.stem.out_channels * item]
+    for number in range(1, network.depth):
+        sizes.append(network.feature_size(largest, number).area * network.stage(number).out_channels * item)
+    sizes.append(0)
+    return max(a + b for a, b in pairwise(sizes))

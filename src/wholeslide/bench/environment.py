@@ -1,0 +1,70 @@
+"""The facts without which a figure means nothing: processor, versions, and the machine's speed at the time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from wholeslide import __version__
+
+_GEMM_SIDE = 3072
+_GEMM_REPEATS = 5
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, memory, commit and the GEMM rate; no host names and no paths."""
+    return {
+        "wholeslide": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning", "numpy")},
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.system(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gemm_gflops": {"fp32": gemm_gflops(torch.float32), "bf16": gemm_gflops(torch.bfloat16)},
+    }
+
+
+def gemm_gflops(dtype: torch.dtype) -> float:
+    """The best of a few square matrix products, in 10⁹ floating-point operations a second."""
+    a = torch.rand((_GEMM_SIDE, _GEMM_SIDE)).to(dtype)
+    seconds = []
+    for _ in range(_GEMM_REPEATS + 1):
+        begun = time.perf_counter()
+        torch.mm(a, a)
+        seconds.append(time.perf_counter() - begun)
+    return round(2 * _GEMM_SIDE**3 / min(seconds[1:]) / 1e9, 1)
+
+
+def _processor() -> str:
+    facts = Path("/proc/cpuinfo")
+    match = re.search(r"model name\s*:\s*(.+)", facts.read_text()) if facts.exists() else None
+    return match[1].strip() if match else platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, with a plus sign where files were changed; ``None`` for an installed package."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
