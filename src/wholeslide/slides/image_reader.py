@@ -31,7 +31,7 @@ class ImageReader(SlideReader):
     """A plain image: one level, no scale."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         with self._open() as image:
             size, mode = Size(*image.size), image.mode
             self.vendor = (image.format or "image").lower()
@@ -44,7 +44,7 @@ class ImageReader(SlideReader):
         self._pixels: dict[Rgb, Pixels] = {}
         self._lock = Lock()
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._pixels.clear()
 
     def _read_inside(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:

@@ -55,7 +55,7 @@ class OpenSlideReader(SlideReader):
     """A slide that OpenSlide opens."""
 
     def __init__(self, file: Path, path: Path | None = None) -> None:
-        self.path = path or file
+        super().__init__(path or file)
         try:
             self._slide = openslide.OpenSlide(str(file))
         except openslide.OpenSlideError as error:
@@ -74,7 +74,7 @@ class OpenSlideReader(SlideReader):
         self._blocks: OrderedDict[tuple[int, int, int, Rgb], Pixels] = OrderedDict()
         self._blocks_lock = Lock()
 
-    def close(self) -> None:
+    def _release(self) -> None:
         self._slide.close()
         self._blocks.clear()
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Condition
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +61,10 @@ class Level:
         return (self.downsample_x + self.downsample_y) / 2
 
 
+class ReaderClosedError(RuntimeError):
+    """A read of a slide that another thread has closed."""
+
+
 class SlideReader(ABC):
     """One open file. Reads are thread-safe until :meth:`close`.
 
@@ -81,6 +88,12 @@ class SlideReader(ABC):
     description: str = ""
     met_transparency: bool = False
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reads = 0
+        self._closed = False
+        self._idle = Condition()
+
     @property
     def l0_size(self) -> Size:
         return self.levels[0].size
@@ -98,7 +111,35 @@ class SlideReader(ABC):
 
         Raises:
             SlideError: the file cannot be decoded there.
+            ReaderClosedError: the reader was closed before.
         """
+        with self._reading():
+            return self._read_box(level, level_box, background_rgb)
+
+    def close(self) -> None:
+        """Release the file when the reads that are under way have ended. May be called twice."""
+        with self._idle:
+            if self._closed:
+                return
+            self._closed = True
+            self._idle.wait_for(lambda: self._reads == 0)
+        self._release()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keep the file open for the time of a read: closing it under a decoder would crash the process."""
+        with self._idle:
+            if self._closed:
+                raise ReaderClosedError(f"{self.path} was closed before it was read")
+            self._reads += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._reads -= 1
+                self._idle.notify_all()
+
+    def _read_box(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:
         inside = level_box.intersection(Box.covering(self.levels[level].size))
         if inside == level_box and not inside.empty:
             return self._read_inside(level, inside, background_rgb)
@@ -113,8 +154,8 @@ class SlideReader(ABC):
         """:meth:`read_level` for a box that is not empty and lies in the image."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Release the file. May be called twice."""
+    def _release(self) -> None:
+        """Close the file; called once, when no read is under way."""
 
 
 def usable_mpp(x: float | None, y: float | None) -> Mpp | None:

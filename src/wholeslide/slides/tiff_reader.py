@@ -56,33 +56,46 @@ class TiffReader(SlideReader):
     """The first image series of a TIFF file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
             self._tiff = tifffile.TiffFile(path)
+        except DECODING_ERRORS as error:
+            raise unreadable(path, error) from error
+        try:
+            self._describe()
+        except BaseException:
+            self._tiff.close()
+            raise
+        self._segments: OrderedDict[tuple[int, int, int], npt.NDArray[Any]] = OrderedDict()
+        self._lock = Lock()
+        self._warned = False
+
+    def _describe(self) -> None:
+        """Read levels and scale from the file's tags.
+
+        Raises:
+            SlideError: the tags are damaged, or the pixels are not 8-bit grey or RGB.
+        """
+        try:
             series = self._tiff.series[0]
             self._levels = [_LevelPages.of(level) for level in series.levels]
             first = self._tiff.pages.first
             self.description = first.description if first.description is not None else ""
             self.l0_mpp = _ome_mpp(self._tiff.ome_metadata) if self._tiff.is_ome else _tag_mpp(first)
         except DECODING_ERRORS as error:
-            raise unreadable(path, error) from error
+            raise unreadable(self.path, error) from error
         problem = self._levels[0].problem()
         if problem:
-            self._tiff.close()
-            raise slide_error(problem, path, "export it as 8-bit RGB, for example from QuPath as OME-TIFF (RGB)")
+            raise slide_error(problem, self.path, "export it as 8-bit RGB, for example from QuPath as OME-TIFF (RGB)")
         l0_size = self._levels[0].size
         self.levels = tuple(Level.of(level.size, l0_size) for level in self._levels)
         self.vendor = "ome-tiff" if self._tiff.is_ome else "generic-tiff"
         self.l0_bounds = Box.covering(l0_size)
         self.is_plain_image = self.vendor == "generic-tiff" and len(self.levels) == 1
-        self._segments: OrderedDict[tuple[int, int, int], npt.NDArray[Any]] = OrderedDict()
-        self._lock = Lock()
-        self._warned = False
 
-    def close(self) -> None:
-        with self._lock:
-            self._tiff.close()
-            self._segments.clear()
+    def _release(self) -> None:
+        self._tiff.close()
+        self._segments.clear()
 
     def _read_inside(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:
         pages = self._levels[level]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.augment import Augmentation, draw_augmentation
 from wholeslide.slides.config import AugmentationConfig
-from wholeslide.slides.readers import Pixels
+from wholeslide.slides.readers import Pixels, ReaderClosedError
 from wholeslide.slides.working import WorkingSlide
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,10 @@ class SlideView:
             if self._closed:
                 return
             strip = Box(0, top, crop_box.width, PREFETCH_STRIP_PX).intersection(Box.covering(crop_box.size))
-            memory[strip.rows_columns] = self.slide.read(strip.shifted(crop_box.left, crop_box.top))
+            try:
+                memory[strip.rows_columns] = self.slide.read(strip.shifted(crop_box.left, crop_box.top))
+            except ReaderClosedError:
+                return
         self._memory = memory
 
     def close(self) -> None:
