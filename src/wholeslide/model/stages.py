@@ -139,15 +139,20 @@ def _blocks_of(traced: fx.GraphModule) -> tuple[list[fx.Node], list[_Block]]:
     starts: list[int] = []
     current: str | None = None
     reach, trunk_start = 0, 0
+    behind_block: int | None = None  # where the trunk goes on after the current block
     for index, node in enumerate(nodes):
-        if index and reach <= index:  # nothing but the previous node is used from here on
+        if index and reach < index:  # nothing but the previous node is used from here on
             trunk_start = index
+            behind_block = index if behind_block is None else behind_block
             if not named and _looks_around(traced, node):
                 starts.append(index)
         path = paths[index]
-        if path is not None and path != current:
-            starts.append(trunk_start)
-            current = path
+        if path is not None:
+            if current is None:
+                starts.append(trunk_start)
+            elif path != current and behind_block is not None:
+                starts.append(behind_block)
+            current, behind_block = path, None
         if node.op != "get_attr":
             others = [last_use[earlier] for earlier in nodes[:index] if earlier.op != "get_attr"]
             reach = max([use for use in others if use > index], default=0)
