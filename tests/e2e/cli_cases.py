@@ -27,7 +27,8 @@ TINY_TRAINING += ["--loggers", "csv", "--quiet"]
 CHILD = f"""
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import train_tiny
+if sys.argv[2] != "split":
+    import train_tiny
 from wholeslide.cli import main
 limit_bytes = int(sys.argv[1])
 if limit_bytes:

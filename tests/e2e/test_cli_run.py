@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -287,6 +289,64 @@ class TestSplitAndInspect:
         assert outcome.status == 2
         assert len(json.loads(outcome.out)) == 1
         assert outcome.errors == [f"no such file ({tmp_path / 'nowhere.svs'}): check the name and the --slides folder"]
+
+
+class TestPrepare:
+    def test_predictions_from_prepared_slides_are_the_same(self, scaled: Path, tmp_path: Path) -> None:
+        words = ["--slides", scaled, "--out", tmp_path / "cache", "--lossless", "--quiet"]
+        outcome = call("prepare", scaled / "labels.csv", *words)
+        assert outcome.status == 0, outcome
+        assert outcome.out.startswith("20 slides to prepare: about ")
+        assert "\n20 slides prepared (" in outcome.out
+        assert len(list((tmp_path / "cache").iterdir())) == 20
+        again = call("prepare", scaled / "labels.csv", *words)
+        assert again.out.startswith("0 slides prepared (0 bytes), 20 were there before: ")
+        one = call("predict", scaled / "run", scaled / "s0.tiff", "--quiet")
+        other = call("predict", scaled / "run", *(tmp_path / "cache").glob("s0.*"), "--quiet")
+        (expected,), (found,) = (list(csv.DictReader(io.StringIO(text))) for text in (one.out, other.out))
+        assert float(found["prob_a"]) == pytest.approx(float(expected["prob_a"]), abs=1e-6)
+
+    def test_the_others_are_prepared_where_one_cannot_be_read(self, tmp_path: Path) -> None:
+        tiff(tmp_path / "a.tiff", mpp=2.0)
+        (tmp_path / "b.tiff").write_bytes(b"no slide")
+        path = manifest(tmp_path, ["b.tiff", "a.tiff"], "file")
+        errors = refused("prepare", path, "--slides", tmp_path, "--out", tmp_path / "cache", "--quiet")
+        assert len(errors) == 1
+        assert str(tmp_path / "b.tiff") in errors[0]
+        assert len(list((tmp_path / "cache").iterdir())) == 1
+
+    def test_not_enough_space(self, scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+        errors = refused("prepare", scaled / "labels.csv", "--slides", scaled, "--out", tmp_path / "cache", "--quiet")
+        assert errors[0].startswith("the disk is too full: about ")
+        assert "1000 bytes are free" in errors[0]
+        assert not (tmp_path / "cache").exists()
+
+
+class TestVerify:
+    WORDS = ("verify", "--backbone", "resnet_tiny", "--stages", 2, "--size", "300x280", "--tile", 64)
+
+    def test_json(self) -> None:
+        outcome = call(*self.WORDS, "--json")
+        assert outcome.status == 0, outcome
+        found = json.loads(outcome.out)
+        assert [set(stage) for stage in found["stages"]] == [{"stage", "tiles", "output_error", "gradient_error"}] * 2
+        assert 0 < found["max_gradient_error"] <= 1e-9
+        assert len(outcome.err) == found["enlarged"]
+
+    def test_table(self) -> None:
+        outcome = call(*self.WORDS)
+        assert outcome.status == 0
+        assert "Streamed equals whole: the largest error is " in outcome.out
+
+    @pytest.mark.parametrize("error", [1e-3, float("inf")])
+    def test_exits_1_where_streaming_is_not_exact(self, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+        stage = {"stage": 1, "tiles": 9, "output_error": error, "gradient_error": error}
+        found = {"backbone": "x", "dtype": "fp64", "size": "300x280", "enlarged": False, "stages": [stage]}
+        found |= {"max_gradient_error": error, "tolerance": 1e-9}
+        monkeypatch.setattr("wholeslide.verify.verify", lambda config: found)
+        assert "Streaming is NOT exact here" in call(*self.WORDS).out
+        assert call(*self.WORDS, "--json").status == 1
 
 
 def test_a_folder_that_may_not_be_written(folder: Path, tmp_path: Path) -> None:
