@@ -210,6 +210,25 @@ def test_a_signal_saves_and_leaves(
     assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
 
 
+def test_a_signal_in_validation_saves_the_trained_epoch(
+    manifest: Path, tmp_path: Path, whole_run: Whole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = StreamingEngine.predict
+
+    def signalled(self: StreamingEngine, view: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, view)
+
+    monkeypatch.setattr(StreamingEngine, "predict", signalled)
+    with pytest.raises(Interrupted):
+        train(tiny_config(manifest, tmp_path / "stopped"))
+    monkeypatch.undo()
+    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
+    assert (record["step"], record["state"]["position"], record["state"]["epoch"]) == (3, 5, 0)
+    train(tiny_config(manifest, tmp_path / "stopped", resume=True))
+    assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
+
+
 def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path) -> None:
     config = tiny_config(manifest, tmp_path / "run", epochs=1)
     train(config)

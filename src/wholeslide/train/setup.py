@@ -35,8 +35,8 @@ STATISTICS_PIXELS = 4_000_000
 _PLACEHOLDER = (0.5, 0.5, 0.5)
 
 MAY_CHANGE = frozenset(
-    {"manifest", "slides", "out", "cache", "splits_csv", "on_unreadable", "accelerator", "prefetch_bytes", "patience"}
-    | {"loggers", "checkpoint_minutes", "resume", "quiet", "unit", "memory", "store", "tile", "weights"}
+    {"manifest", "slides", "out", "splits_csv", "on_unreadable", "accelerator", "prefetch_bytes", "patience"}
+    | {"loggers", "checkpoint_minutes", "resume", "quiet", "memory", "store", "tile", "weights"}
     | {"mask_dir"}
 )
 """Options that a resumed run may be given anew. Those that the plan was made from have no effect: the plan stays."""
@@ -130,6 +130,8 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
         ConfigError: every option that differs and must not.
     """
     may_change = set(MAY_CHANGE)
+    if stored.cache is not None and given.cache is not None:  # moved; prepared pixels are not quite the original ones
+        may_change.add("cache")
     if stored.lr_schedule != "multistep" and stored.schedule == "simultaneous":
         may_change.add("epochs")
     problems = []

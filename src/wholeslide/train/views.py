@@ -87,7 +87,7 @@ def open_slide_of(entry: Entry, config: SlideConfig, cache: Path | None) -> Work
     Raises:
         SlideError: the file cannot be read or used.
     """
-    prepared = find_prepared(cache, entry.path, config) if cache is not None else None
+    prepared = find_prepared(cache, entry.path, config, mpp=entry.mpp) if cache is not None else None
     return open_working_slide(prepared or entry.path, config, mpp=entry.mpp)
 
 
