@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wholeslide.errors import Problem, RunError
@@ -32,7 +32,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing was written, or the folder itself is gone
+            beside.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
