@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from wholeslide.errors import ModelError
+from wholeslide.model.folding import FoldedBody, StepWeights
 from wholeslide.model.locality import Locality
 from wholeslide.model.tracing import locality_of
 
@@ -48,6 +49,11 @@ class Stage(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.stride = input_stride * self.locality.stride
+        self._folded = FoldedBody(body)
+
+    def step_weights(self, *, trained: bool) -> StepWeights:
+        """What computes this stage's tiles on one slide: the same function, with its frozen norms folded."""
+        return StepWeights(self._folded, trained=trained)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """x_{k−1} of shape (1, C, h, w) to x_k; every side of the input is taken as the image's edge."""

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
+from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
-from wholeslide.model.stages import Stage
 from wholeslide.streaming.objective import StageObjective, head_dtype
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import FeatureStore, open_store
@@ -134,41 +134,35 @@ class StreamingEngine:
         stem = self.network.stem
         x = self._open_store(0, view.size)
         side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=1)
+        weights = stem.step_weights(trained=False)
         for tile in partition(view.size, stem.locality, tile_cells=side):
             pixels = self.network.to_input(view.read(tile.cell_window))
-            x.write(tile.cell_own, self._crop(self._run(stem, pixels), tile))
+            x.write(tile.cell_own, self.run_tile(weights, pixels, tile))
         return x
 
     def _forward(
         self, number: int, x_previous: FeatureStore, *, needs_grid: bool
     ) -> tuple[FeatureStore | None, Tensor | None]:
         """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
-        work = _StagePass(self, number, x_previous)
+        work = _StagePass(self, number, x_previous, trained=False)
         with torch.no_grad():
             for tile in work.tiles:
-                work.keep(tile, self.run_tile(number, x_previous, tile), needs_grid=needs_grid)
+                work.keep(tile, work.run_tile(tile), needs_grid=needs_grid)
         return work.x, work.z_bchw if needs_grid else None
 
-    def run_tile(self, number: int, x_previous: FeatureStore, tile: Tile) -> Tensor:
-        """The cells of x_k that a tile owns, rounded as they are stored."""
-        return self._crop(self._run(self.network.stage(number), x_previous.read(tile.cell_window)), tile)
+    def run_tile(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
+        """The cells that a tile owns, from its window, rounded as they are stored."""
+        execution = self.plan.execution
+        with execution.autocast(self.device):
+            output = weights(execution.arrange(window_bchw))
+        rows, columns = tile.offset.rows_columns
+        return output.to(execution.store_dtype)[:, :, rows, columns]
 
     def tiles(self, number: int, input_size: Size) -> list[Tile]:
         """The tiles of stage ``number`` for an x_{k−1} of ``input_size`` cells."""
         stage, kernel = self.network.stage(number), self.network.head(number).kernel
         side = tile_side(self.plan.tile_px[number], stride_px=stage.stride, align=kernel)
         return partition(input_size, stage.locality, tile_cells=side, align=kernel)
-
-    def _run(self, stage: Stage, x_bchw: Tensor) -> Tensor:
-        execution = self.plan.execution
-        with execution.autocast(self.device):
-            output: Tensor = stage(execution.arrange(x_bchw))
-        return output.to(execution.store_dtype)
-
-    @staticmethod
-    def _crop(output_bchw: Tensor, tile: Tile) -> Tensor:
-        rows, columns = tile.offset.rows_columns
-        return output_bchw[:, :, rows, columns]
 
     def grid(self, number: int, own_bchw: Tensor) -> Tensor:
         """The part of z above a tile's own cells."""
@@ -191,9 +185,10 @@ class StreamingEngine:
 class _StagePass:
     """The tiles of one stage on one slide, and what they fill: the store of x_k and the grid z."""
 
-    def __init__(self, engine: StreamingEngine, number: int, x_previous: FeatureStore) -> None:
-        self.engine, self.number = engine, number
+    def __init__(self, engine: StreamingEngine, number: int, x_previous: FeatureStore, *, trained: bool) -> None:
+        self.engine, self.number, self.x_previous = engine, number, x_previous
         network = engine.network
+        self.weights = network.stage(number).step_weights(trained=trained)
         self.tiles = engine.tiles(number, x_previous.size)
         self.x_size = network.stage(number).locality.output_size(x_previous.size)
         self.x = engine._open_store(number, x_previous.size) if number < network.depth else None
@@ -205,6 +200,10 @@ class _StagePass:
             head.grid_length(self.x_size.width),
         )
         self.z_bchw = torch.empty(shape, dtype=engine.plan.execution.parameter_dtype, device=engine.device)
+
+    def run_tile(self, tile: Tile) -> Tensor:
+        """The cells of x_k that a tile owns."""
+        return self.engine.run_tile(self.weights, self.x_previous.read(tile.cell_window), tile)
 
     def grid_slices(self, tile: Tile) -> tuple[slice, slice, slice, slice]:
         """Where a tile's part of z lies."""
@@ -231,7 +230,7 @@ class _StageStep:
         self, engine: StreamingEngine, objective: StageObjective, x_previous: FeatureStore, weight: float
     ) -> None:
         self.engine, self.objective, self.x_previous, self.weight = engine, objective, x_previous, weight
-        self.work = _StagePass(engine, objective.number, x_previous)
+        self.work = _StagePass(engine, objective.number, x_previous, trained=True)
         self.classification_loss = self.reconstruction_loss = math.nan
         self.probabilities: np.ndarray | None = None
 
@@ -243,7 +242,7 @@ class _StageStep:
         graphs: dict[Tile, tuple[Tensor, Tensor]] = {}
         for tile in work.tiles:
             with torch.set_grad_enabled(keep_graph):
-                own_bchw = self.engine.run_tile(number, self.x_previous, tile)
+                own_bchw = work.run_tile(tile)
                 grid = work.keep(tile, own_bchw, needs_grid=True)
             if keep_graph and grid is not None:
                 graphs[tile] = own_bchw, grid
@@ -254,6 +253,7 @@ class _StageStep:
         for tile in work.tiles:
             own_bchw, grid = graphs.pop(tile) if tile in graphs else self._recompute(tile)
             self._backward(tile, own_bchw, grid, z_gradient, regions, x_gradients_rchw)
+        work.weights.backward()
         return work.x
 
     def _classify(self) -> Tensor:
@@ -280,7 +280,7 @@ class _StageStep:
         return cell_regions, regions_rchw.grad
 
     def _recompute(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        own_bchw = self.engine.run_tile(self.objective.number, self.x_previous, tile)
+        own_bchw = self.work.run_tile(tile)
         return own_bchw, self.engine.grid(self.objective.number, own_bchw)
 
     def _backward(

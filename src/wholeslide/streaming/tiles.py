@@ -2,8 +2,8 @@
 
 The cells that a tile owns are a fixed partition, aligned to the grid of the stage's classifier. Its window reaches out by the
 halo that the stage's locality asks for; where that passes the image's edge, the window ends there and the network's own zero
-padding takes over. All windows of one axis have one length (up to a remainder at the far edge), so that tile shapes repeat:
-a window that could be shorter is moved or widened inwards by whole strides, and its surplus outputs are thrown away.
+padding takes over. Shares are even, so that an axis has windows of three lengths at most (first, inner, last): every new shape
+costs the convolution library a kernel that it keeps.
 """
 
 from __future__ import annotations
@@ -59,15 +59,12 @@ def _spans(input_length: int, output_length: int, axis: AxisLocality, tile_cells
     assert tile_cells % align == 0, "tiles must be aligned to the classifier's grid"
     count = -(-output_length // tile_cells)
     own = -(-output_length // (count * align)) * align  # even shares: no sliver at the end
-    stride = axis.stride
-    window = (axis.halo_before + own + axis.halo_after) * stride
     spans = []
     for start in range(0, output_length, own):
-        window_start = max(0, (start - axis.halo_before) * stride)
-        if window_start + window > input_length:
-            window_start = max(0, -(-(input_length - window) // stride) * stride)
-        window_stop = min(input_length, window_start + window)
-        spans.append(_Span(start, min(start + own, output_length), window_start, window_stop))
+        stop = min(start + own, output_length)
+        window_start = max(0, (start - axis.halo_before) * axis.stride)
+        window_stop = min(input_length, (stop + axis.halo_after) * axis.stride)
+        spans.append(_Span(start, stop, window_start, window_stop))
     return spans
 
 
