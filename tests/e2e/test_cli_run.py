@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,11 @@ import pandas as pd
 import pytest
 import train_tiny  # noqa: F401  registers the backbone resnet_tiny
 import yaml
-from cli_cases import TINY_TRAINING, call, child_words, cohort, manifest, picture, real_data, refused, tiff
+from cli_cases import TINY_TRAINING, Outcome, call, child_words, cohort, manifest, picture, real_data, refused, tiff
 from PIL import Image
+
+from wholeslide.cli import load
+from wholeslide.cli.parser import parse
 
 CLASSES = ["a", "b"]
 PREDICTED = ["file", "slide", "patient", "prediction", "prob_a", "prob_b", "error"]
@@ -358,3 +362,41 @@ def test_a_folder_that_may_not_be_written(folder: Path, tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o700)
     assert errors[0].startswith("permission denied (")
+
+
+class TestBenchMemory:
+    ROW = {  # noqa: RUF012
+        **{"method": "local", "stages": 8, "mode": "streamed", "store": "host", "dtype": "bf16", "width": 600},
+        **{"height": 500, "peak_bytes": 3 << 30, "baseline_bytes": 1 << 30, "seconds": 2.5},
+    }
+
+    def measure(self, monkeypatch: pytest.MonkeyPatch, out: Path, *rows: dict[str, object]) -> Outcome:
+        def bench(config: object, *, on_row: Callable[[dict[str, object]], None]) -> dict[str, object]:
+            for row in rows:
+                on_row(row)
+            return {"environment": {"cores": 2}, "rows": list(rows)}
+
+        monkeypatch.setattr("wholeslide.bench.memory.bench_memory", bench)
+        return call("bench", "memory", "--sizes", "600x500", "--out", out)
+
+    def test_file_and_table(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = tmp_path / "new" / "memory.json"
+        outcome = self.measure(monkeypatch, out, self.ROW)
+        assert outcome.status == 0, outcome
+        assert outcome.err == ["local streamed K=8 host 600x500: 2.0 GiB over the baseline, 2.5 s"]
+        assert "2.0 GiB" in outcome.out
+        content = json.loads(out.read_text())
+        assert (content["environment"], content["rows"]) == ({"cores": 2}, [self.ROW])
+        assert content["command"].startswith("wholeslide bench memory --sizes 600x500 --methods local --stages 8 ")
+        again = parse(load("bench memory"), content["command"].split()[3:])
+        assert again.bench.sizes == "600x500"
+
+    def test_nothing_could_be_measured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        unmeasured = {"method": "end-to-end", "measured": False, "reason": "out of memory"}
+        assert self.measure(monkeypatch, tmp_path / "memory.json", unmeasured).status == 1
+        assert json.loads((tmp_path / "memory.json").read_text())["rows"] == [unmeasured]
+
+    def test_a_choice_that_does_not_exist(self, tmp_path: Path) -> None:
+        assert refused("bench", "memory", "--modes", "foo", "--out", tmp_path / "memory.json")[0].startswith(
+            "not a choice (--modes foo): "
+        )

@@ -216,6 +216,9 @@ def test_log_goes_to_stderr_and_the_loggers_are_put_back(raising, capsys: pytest
         logging.getLogger("wholeslide.slides").info("for your information")
         logging.getLogger("wholeslide.slides").debug("not shown")
         logging.getLogger("tifffile").warning("not shown either")
+        talkative = logging.getLogger("huggingface_hub.example")
+        talkative.setLevel(logging.WARNING)
+        talkative.warning("nor what has a level of its own")
         warnings.warn("nor this", stacklevel=1)
 
     raising(action)
@@ -226,6 +229,12 @@ def test_log_goes_to_stderr_and_the_loggers_are_put_back(raising, capsys: pytest
     assert captured.err == "warning: slide a.svs is padded\nfor your information\n"
     assert captured.out == ""
     assert (ours.level, list(ours.handlers)) == before
+
+
+def test_debug_shows_what_other_libraries_say(raising, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(lambda: logging.getLogger("tifffile").warning("odd tag"))
+    assert main(["doctor", "--debug"]) == 0
+    assert capsys.readouterr().err == "warning: odd tag\n"
 
 
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:

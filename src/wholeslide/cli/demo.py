@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wholeslide.cli.command import Command
+from wholeslide.cli.output import write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ def run(arguments: DemoArguments) -> int:
     from wholeslide.demo.run import demo
 
     return_freed_memory()
-    demo(arguments.out, arguments.seed)
+    for line in demo(arguments.out, arguments.seed).lines():
+        write(line)
     return 0
 
 

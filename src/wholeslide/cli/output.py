@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,12 @@ class _StderrHandler(logging.Handler):
 def messages(*, debug: bool) -> Iterator[None]:
     """Send the library's log to stderr for a block; what other libraries warn of is for developers (``debug``)."""
     ours, others = logging.getLogger("wholeslide"), logging.getLogger()
-    handler = _StderrHandler()
     before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in (ours, others)]
     ours.setLevel(logging.DEBUG if debug else logging.INFO)
     ours.propagate = False
-    others.setLevel(logging.WARNING if debug else logging.CRITICAL)
-    for logger in (ours, others):
-        logger.addHandler(handler)
+    ours.addHandler(_StderrHandler())
+    others.addHandler(_StderrHandler() if debug else logging.NullHandler())
+    os.environ.setdefault("HF_HUB_VERBOSITY", "debug" if debug else "error")  # it has a handler of its own
     try:
         with warnings.catch_warnings():
             if not debug and not sys.warnoptions:
