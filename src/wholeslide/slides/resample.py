@@ -17,6 +17,7 @@ import numpy.typing as npt
 from wholeslide.geometry import Box
 
 EDGE_TOLERANCE = 1e-6
+CACHE_BYTES = 2**19
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,27 @@ def _average_rows(rows: npt.NDArray[Any], axis: AxisMap, px_start: int, px_stop:
     level_px, weights = axis.taps(px_start, px_stop)
     first, last = axis.level_span(px_start, px_stop)
     level_px = np.minimum(level_px, last - 1) - first
-    total: npt.NDArray[np.float32] = np.multiply(rows[level_px[:, 0]], weights[:, :1], dtype=np.float32)
-    for tap in range(1, level_px.shape[1]):
-        total += np.multiply(rows[level_px[:, tap]], weights[:, tap : tap + 1], dtype=np.float32)
+    total = np.empty((px_stop - px_start, rows.shape[1]), np.float32)
+    block = max(1, CACHE_BYTES // max(1, 4 * rows.shape[1]))
+    for start in range(0, len(total), block):
+        part = slice(start, start + block)
+        _weigh_rows(rows, level_px[part], weights[part], total[part])
     return total
+
+
+def _weigh_rows(
+    rows: npt.NDArray[Any],
+    level_px: npt.NDArray[np.int64],
+    weights: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float32],
+) -> None:
+    """``out[i] = Σ_t weights[i, t] · rows[level_px[i, t]]``, the taps in order."""
+    np.multiply(rows[level_px[:, 0]], weights[:, :1], out=out)
+    scratch = np.empty_like(out)
+    for tap in range(1, level_px.shape[1]):
+        if weights[:, tap].any():
+            np.multiply(rows[level_px[:, tap]], weights[:, tap : tap + 1], out=scratch)
+            out += scratch
 
 
 def _sum_rows(rows: npt.NDArray[Any], ratio: int) -> npt.NDArray[Any]:
