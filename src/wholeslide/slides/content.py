@@ -18,7 +18,8 @@ def content_hash(path: Path) -> str:
     """A hash of the file's size, first and last megabyte and 16 chunks between them; of every file of a folder.
 
     A gigapixel file is not read whole: a copy that was cut short or changed at its head (where formats keep their
-    tables) or its tail differs, a single flipped byte in the middle may not. MRXS slides count with their data folder, a DICOM file without its siblings.
+    tables) or its tail differs, a single flipped byte in the middle may not.
+    MRXS slides count with their data folder, a DICOM file without its siblings.
 
     Raises:
         SlideError: a file cannot be read.
