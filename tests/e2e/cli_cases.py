@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
@@ -77,6 +78,13 @@ def refused(*words: object) -> list[str]:
     assert outcome.status == 2, outcome
     assert outcome.errors
     return outcome.errors
+
+
+def predicted(path: Path) -> pd.DataFrame:
+    """A table that `predict` wrote, for the classes a and b."""
+    table = pd.read_csv(path, keep_default_na=False)
+    assert list(table.columns) == ["file", "slide", "patient", "prediction", "prob_a", "prob_b", "error"]
+    return table
 
 
 def picture(path: Path, width: int = 260, height: int = 250, *, green: float = 1.0, seed: int | None = None) -> Path:

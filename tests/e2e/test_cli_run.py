@@ -6,25 +6,26 @@ import csv
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import train_tiny  # noqa: F401  registers the backbone resnet_tiny
 import yaml
-from cli_cases import TINY_TRAINING, Outcome, call, child_words, cohort, manifest, picture, real_data, refused, tiff
-from PIL import Image
+from cli_cases import (
+    TINY_TRAINING,
+    call,
+    child_words,
+    cohort,
+    manifest,
+    picture,
+    predicted,
+    refused,
+)
 
-from wholeslide.cli import load
-from wholeslide.cli.parser import parse
-
-CLASSES = ["a", "b"]
 PREDICTED = ["file", "slide", "patient", "prediction", "prob_a", "prob_b", "error"]
 
 
@@ -37,12 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert outcome.status == 0, outcome
     assert outcome.out == f"The run is in {folder / 'run'}. Next: wholeslide evaluate {folder / 'run'}\n"
     return folder
-
-
-def predicted(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, keep_default_na=False)
-    assert list(table.columns) == PREDICTED
-    return table
 
 
 def test_the_run_s_config_begins_the_same_run_again(folder: Path, tmp_path: Path) -> None:
@@ -207,152 +202,6 @@ def wait_for_rows(child: subprocess.Popen[str] | subprocess.Popen[bytes], out: P
         time.sleep(0.005)
 
 
-@pytest.fixture(scope="module")
-def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on slides with a scale, at 2 µm/px."""
-    folder = tmp_path_factory.mktemp("scaled")
-    rows = []
-    for index in range(20):
-        tiff(folder / f"s{index}.tiff", mpp=2.0, width=400 + index)
-        rows.append(f"s{index}.tiff,{'ab'[index % 2]}")
-    words = ["--slides", folder, "--out", folder / "run", *TINY_TRAINING, "--epochs", 1]
-    outcome = call("train", manifest(folder, rows), *words)
-    assert outcome.status == 0, outcome
-    return folder
-
-
-def test_mpp_override(scaled: Path, tmp_path: Path) -> None:
-    image = Image.open(tiff(tmp_path / "a.tiff", mpp=2.0))
-    image.save(tmp_path / "a.png")
-    outcome = call("predict", scaled / "run", tmp_path / "a.png", "--quiet")
-    assert outcome.status == 2
-    assert "no usable scale" in outcome.errors[0]
-    outcome = call("predict", scaled / "run", tmp_path / "a.png", "--mpp-override", "2", "--quiet")
-    assert outcome.status == 0, outcome
-    assert refused("predict", scaled / "run", tmp_path / "a.png", "--mpp-override", "500")[0].startswith("not a scale")
-
-
-def test_real_slides_and_the_unreadable_ones(scaled: Path, tmp_path: Path) -> None:
-    slides = real_data() / "slides"
-    good = [slides / name for name in ("cmu_small_region.svs", "fluorescence-dapi.ndpi", "dicom-wsi.dcm")]
-    bad = [slides / "openslide-fixtures" / name for name in ("unopenable.tiff", "unreadable.svs")]
-    outcome = call("predict", scaled / "run", bad[0], *good, bad[1], "--out", tmp_path / "new.csv", "--quiet")
-    assert outcome.status == 2
-    assert len(outcome.errors) == 2
-    table = predicted(tmp_path / "new.csv").set_index("file")
-    assert len(table) == 5
-    for path in good:
-        assert table.loc[str(path), "prediction"] in CLASSES
-        assert table.loc[str(path), "error"] == ""
-    for path in bad:
-        assert table.loc[str(path), "prediction"] == ""
-        assert str(path) in table.loc[str(path), "error"]
-        assert any(str(path) in line for line in outcome.errors)
-
-
-class TestSplitAndInspect:
-    def test_split(self, folder: Path, tmp_path: Path) -> None:
-        outcome = call("split", folder / "labels.csv", "--out", tmp_path / "split.csv", "--fractions", "0.5,0.25,0.25")
-        assert outcome.status == 0
-        table = pd.read_csv(tmp_path / "split.csv")
-        assert table["split"].value_counts().to_dict() == {"train": 10, "valid": 5, "test": 5}
-        assert str(tmp_path / "split.csv") in outcome.out
-        again = call("split", folder / "labels.csv", "--out", tmp_path / "again.csv", "--fractions", "0.5,0.25,0.25")
-        assert again.status == 0
-        assert (tmp_path / "again.csv").read_text() == (tmp_path / "split.csv").read_text()
-
-    def test_folds(self, folder: Path, tmp_path: Path) -> None:
-        assert call("split", folder / "labels.csv", "--out", tmp_path / "folds.csv", "--folds", 5).status == 0
-        assert pd.read_csv(tmp_path / "folds.csv")["fold"].value_counts().to_dict() == dict.fromkeys(range(5), 4)
-
-    def test_the_manifest_is_not_overwritten(self, folder: Path) -> None:
-        path = folder / "labels.csv"
-        assert refused("split", path, "--out", path) == [
-            f"this would overwrite the manifest (--out {path}): give another file"
-        ]
-
-    def test_fractions_that_are_no_split(self, folder: Path, tmp_path: Path) -> None:
-        words = ["split", folder / "labels.csv", "--out", tmp_path / "x.csv", "--fractions", "0.5,0.5,0.5"]
-        assert refused(*words)[0].startswith("not a split (--fractions 0.5,0.5,0.5): ")
-
-    def test_inspect(self, tmp_path: Path) -> None:
-        path = tiff(tmp_path / "a.tiff", mpp=1.0)
-        outcome = call("inspect", path, "--json", "--overlay", tmp_path / "pictures")
-        assert outcome.status == 0, outcome
-        (found,) = json.loads(outcome.out)
-        assert list(found) == [
-            *("file", "vendor", "width", "height", "levels", "mpp_x", "mpp_y"),
-            *("tissue_fraction", "working_width", "working_height", "working_mpp"),
-        ]
-        assert (found["file"], found["width"], found["mpp_x"]) == (str(path), 512, pytest.approx(1.0))
-        assert [picture.name for picture in (tmp_path / "pictures").iterdir()] == ["a.png"]
-        assert "512x512" in call("inspect", path).out
-
-    def test_inspect_goes_on_after_a_slide_that_cannot_be_read(self, tmp_path: Path) -> None:
-        outcome = call("inspect", tmp_path / "nowhere.svs", tiff(tmp_path / "a.tiff", mpp=1.0), "--json")
-        assert outcome.status == 2
-        assert len(json.loads(outcome.out)) == 1
-        assert outcome.errors == [f"no such file ({tmp_path / 'nowhere.svs'}): check the name and the --slides folder"]
-
-
-class TestPrepare:
-    def test_predictions_from_prepared_slides_are_the_same(self, scaled: Path, tmp_path: Path) -> None:
-        words = ["--slides", scaled, "--out", tmp_path / "cache", "--lossless", "--quiet"]
-        outcome = call("prepare", scaled / "labels.csv", *words)
-        assert outcome.status == 0, outcome
-        assert outcome.out.startswith("20 slides to prepare: about ")
-        assert "\n20 slides prepared (" in outcome.out
-        assert len(list((tmp_path / "cache").iterdir())) == 20
-        again = call("prepare", scaled / "labels.csv", *words)
-        assert again.out.startswith("0 slides prepared (0 bytes), 20 were there before: ")
-        one = call("predict", scaled / "run", scaled / "s0.tiff", "--quiet")
-        other = call("predict", scaled / "run", *(tmp_path / "cache").glob("s0.*"), "--quiet")
-        (expected,), (found,) = (list(csv.DictReader(io.StringIO(text))) for text in (one.out, other.out))
-        assert float(found["prob_a"]) == pytest.approx(float(expected["prob_a"]), abs=1e-6)
-
-    def test_the_others_are_prepared_where_one_cannot_be_read(self, tmp_path: Path) -> None:
-        tiff(tmp_path / "a.tiff", mpp=2.0)
-        (tmp_path / "b.tiff").write_bytes(b"no slide")
-        path = manifest(tmp_path, ["b.tiff", "a.tiff"], "file")
-        errors = refused("prepare", path, "--slides", tmp_path, "--out", tmp_path / "cache", "--quiet")
-        assert len(errors) == 1
-        assert str(tmp_path / "b.tiff") in errors[0]
-        assert len(list((tmp_path / "cache").iterdir())) == 1
-
-    def test_not_enough_space(self, scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-        errors = refused("prepare", scaled / "labels.csv", "--slides", scaled, "--out", tmp_path / "cache", "--quiet")
-        assert errors[0].startswith("the disk is too full: about ")
-        assert "1000 bytes are free" in errors[0]
-        assert not (tmp_path / "cache").exists()
-
-
-class TestVerify:
-    WORDS = ("verify", "--backbone", "resnet_tiny", "--stages", 2, "--size", "300x280", "--tile", 64)
-
-    def test_json(self) -> None:
-        outcome = call(*self.WORDS, "--json")
-        assert outcome.status == 0, outcome
-        found = json.loads(outcome.out)
-        assert [set(stage) for stage in found["stages"]] == [{"stage", "tiles", "output_error", "gradient_error"}] * 2
-        assert 0 < found["max_gradient_error"] <= 1e-9
-        assert len(outcome.err) == found["enlarged"]
-
-    def test_table(self) -> None:
-        outcome = call(*self.WORDS)
-        assert outcome.status == 0
-        assert "Streamed equals whole: the largest error is " in outcome.out
-
-    @pytest.mark.parametrize("error", [1e-3, float("inf")])
-    def test_exits_1_where_streaming_is_not_exact(self, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
-        stage = {"stage": 1, "tiles": 9, "output_error": error, "gradient_error": error}
-        found = {"backbone": "x", "dtype": "fp64", "size": "300x280", "enlarged": False, "stages": [stage]}
-        found |= {"max_gradient_error": error, "tolerance": 1e-9}
-        monkeypatch.setattr("wholeslide.verify.verify", lambda config: found)
-        assert "Streaming is NOT exact here" in call(*self.WORDS).out
-        assert call(*self.WORDS, "--json").status == 1
-
-
 def test_a_folder_that_may_not_be_written(folder: Path, tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
@@ -362,41 +211,3 @@ def test_a_folder_that_may_not_be_written(folder: Path, tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o700)
     assert errors[0].startswith("permission denied (")
-
-
-class TestBenchMemory:
-    ROW = {  # noqa: RUF012
-        **{"method": "local", "stages": 8, "mode": "streamed", "store": "host", "dtype": "bf16", "width": 600},
-        **{"height": 500, "peak_bytes": 3 << 30, "baseline_bytes": 1 << 30, "seconds": 2.5},
-    }
-
-    def measure(self, monkeypatch: pytest.MonkeyPatch, out: Path, *rows: dict[str, object]) -> Outcome:
-        def bench(config: object, *, on_row: Callable[[dict[str, object]], None]) -> dict[str, object]:
-            for row in rows:
-                on_row(row)
-            return {"environment": {"cores": 2}, "rows": list(rows)}
-
-        monkeypatch.setattr("wholeslide.bench.memory.bench_memory", bench)
-        return call("bench", "memory", "--sizes", "600x500", "--out", out)
-
-    def test_file_and_table(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        out = tmp_path / "new" / "memory.json"
-        outcome = self.measure(monkeypatch, out, self.ROW)
-        assert outcome.status == 0, outcome
-        assert outcome.err == ["local streamed K=8 host 600x500: 2.0 GiB over the baseline, 2.5 s"]
-        assert "2.0 GiB" in outcome.out
-        content = json.loads(out.read_text())
-        assert (content["environment"], content["rows"]) == ({"cores": 2}, [self.ROW])
-        assert content["command"].startswith("wholeslide bench memory --sizes 600x500 --methods local --stages 8 ")
-        again = parse(load("bench memory"), content["command"].split()[3:])
-        assert again.bench.sizes == "600x500"
-
-    def test_nothing_could_be_measured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        unmeasured = {"method": "end-to-end", "measured": False, "reason": "out of memory"}
-        assert self.measure(monkeypatch, tmp_path / "memory.json", unmeasured).status == 1
-        assert json.loads((tmp_path / "memory.json").read_text())["rows"] == [unmeasured]
-
-    def test_a_choice_that_does_not_exist(self, tmp_path: Path) -> None:
-        assert refused("bench", "memory", "--modes", "foo", "--out", tmp_path / "memory.json")[0].startswith(
-            "not a choice (--modes foo): "
-        )

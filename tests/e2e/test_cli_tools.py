@@ -1,0 +1,135 @@
+"""The commands that stand by themselves: split, inspect, verify and bench memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import train_tiny  # noqa: F401  registers the backbone resnet_tiny
+from cli_cases import (
+    Outcome,
+    call,
+    cohort,
+    refused,
+    tiff,
+)
+
+from wholeslide.cli import load
+from wholeslide.cli.parser import parse
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cohort(tmp_path_factory.mktemp("cohort"), 20)
+
+
+class TestSplitAndInspect:
+    def test_split(self, labels: Path, tmp_path: Path) -> None:
+        outcome = call("split", labels, "--out", tmp_path / "split.csv", "--fractions", "0.5,0.25,0.25")
+        assert outcome.status == 0
+        table = pd.read_csv(tmp_path / "split.csv")
+        assert table["split"].value_counts().to_dict() == {"train": 10, "valid": 5, "test": 5}
+        assert str(tmp_path / "split.csv") in outcome.out
+        again = call("split", labels, "--out", tmp_path / "again.csv", "--fractions", "0.5,0.25,0.25")
+        assert again.status == 0
+        assert (tmp_path / "again.csv").read_text() == (tmp_path / "split.csv").read_text()
+
+    def test_folds(self, labels: Path, tmp_path: Path) -> None:
+        assert call("split", labels, "--out", tmp_path / "folds.csv", "--folds", 5).status == 0
+        assert pd.read_csv(tmp_path / "folds.csv")["fold"].value_counts().to_dict() == dict.fromkeys(range(5), 4)
+
+    def test_the_manifest_is_not_overwritten(self, labels: Path) -> None:
+        path = labels
+        assert refused("split", path, "--out", path) == [
+            f"this would overwrite the manifest (--out {path}): give another file"
+        ]
+
+    def test_fractions_that_are_no_split(self, labels: Path, tmp_path: Path) -> None:
+        words = ["split", labels, "--out", tmp_path / "x.csv", "--fractions", "0.5,0.5,0.5"]
+        assert refused(*words)[0].startswith("not a split (--fractions 0.5,0.5,0.5): ")
+
+    def test_inspect(self, tmp_path: Path) -> None:
+        path = tiff(tmp_path / "a.tiff", mpp=1.0)
+        outcome = call("inspect", path, "--json", "--overlay", tmp_path / "pictures")
+        assert outcome.status == 0, outcome
+        (found,) = json.loads(outcome.out)
+        assert list(found) == [
+            *("file", "vendor", "width", "height", "levels", "mpp_x", "mpp_y"),
+            *("tissue_fraction", "working_width", "working_height", "working_mpp"),
+        ]
+        assert (found["file"], found["width"], found["mpp_x"]) == (str(path), 512, pytest.approx(1.0))
+        assert [picture.name for picture in (tmp_path / "pictures").iterdir()] == ["a.png"]
+        assert "512x512" in call("inspect", path).out
+
+    def test_inspect_goes_on_after_a_slide_that_cannot_be_read(self, tmp_path: Path) -> None:
+        outcome = call("inspect", tmp_path / "nowhere.svs", tiff(tmp_path / "a.tiff", mpp=1.0), "--json")
+        assert outcome.status == 2
+        assert len(json.loads(outcome.out)) == 1
+        assert outcome.errors == [f"no such file ({tmp_path / 'nowhere.svs'}): check the name and the --slides folder"]
+
+
+class TestVerify:
+    WORDS = ("verify", "--backbone", "resnet_tiny", "--stages", 2, "--size", "300x280", "--tile", 64)
+
+    def test_json(self) -> None:
+        outcome = call(*self.WORDS, "--json")
+        assert outcome.status == 0, outcome
+        found = json.loads(outcome.out)
+        assert [set(stage) for stage in found["stages"]] == [{"stage", "tiles", "output_error", "gradient_error"}] * 2
+        assert 0 < found["max_gradient_error"] <= 1e-9
+        assert len(outcome.err) == found["enlarged"]
+
+    def test_table(self) -> None:
+        outcome = call(*self.WORDS)
+        assert outcome.status == 0
+        assert "Streamed equals whole: the largest error is " in outcome.out
+
+    @pytest.mark.parametrize("error", [1e-3, float("inf")])
+    def test_exits_1_where_streaming_is_not_exact(self, monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+        stage = {"stage": 1, "tiles": 9, "output_error": error, "gradient_error": error}
+        found = {"backbone": "x", "dtype": "fp64", "size": "300x280", "enlarged": False, "stages": [stage]}
+        found |= {"max_gradient_error": error, "tolerance": 1e-9}
+        monkeypatch.setattr("wholeslide.verify.verify", lambda config: found)
+        assert "Streaming is NOT exact here" in call(*self.WORDS).out
+        assert call(*self.WORDS, "--json").status == 1
+
+
+class TestBenchMemory:
+    ROW = {  # noqa: RUF012
+        **{"method": "local", "stages": 8, "mode": "streamed", "store": "host", "dtype": "bf16", "width": 600},
+        **{"height": 500, "peak_bytes": 3 << 30, "baseline_bytes": 1 << 30, "seconds": 2.5},
+    }
+
+    def measure(self, monkeypatch: pytest.MonkeyPatch, out: Path, *rows: dict[str, object]) -> Outcome:
+        def bench(config: object, *, on_row: Callable[[dict[str, object]], None]) -> dict[str, object]:
+            for row in rows:
+                on_row(row)
+            return {"environment": {"cores": 2}, "rows": list(rows)}
+
+        monkeypatch.setattr("wholeslide.bench.memory.bench_memory", bench)
+        return call("bench", "memory", "--sizes", "600x500", "--out", out)
+
+    def test_file_and_table(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        out = tmp_path / "new" / "memory.json"
+        outcome = self.measure(monkeypatch, out, self.ROW)
+        assert outcome.status == 0, outcome
+        assert outcome.err == ["local streamed K=8 host 600x500: 2.0 GiB over the baseline, 2.5 s"]
+        assert "2.0 GiB" in outcome.out
+        content = json.loads(out.read_text())
+        assert (content["environment"], content["rows"]) == ({"cores": 2}, [self.ROW])
+        assert content["command"].startswith("wholeslide bench memory --sizes 600x500 --methods local --stages 8 ")
+        again = parse(load("bench memory"), content["command"].split()[3:])
+        assert again.bench.sizes == "600x500"
+
+    def test_nothing_could_be_measured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        unmeasured = {"method": "end-to-end", "measured": False, "reason": "out of memory"}
+        assert self.measure(monkeypatch, tmp_path / "memory.json", unmeasured).status == 1
+        assert json.loads((tmp_path / "memory.json").read_text())["rows"] == [unmeasured]
+
+    def test_a_choice_that_does_not_exist(self, tmp_path: Path) -> None:
+        assert refused("bench", "memory", "--modes", "foo", "--out", tmp_path / "memory.json")[0].startswith(
+            "not a choice (--modes foo): "
+        )
