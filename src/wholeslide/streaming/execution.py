@@ -14,6 +14,7 @@ from torch import Tensor
 from wholeslide.model.network import LocalNetwork
 
 Precision = Literal["fp32", "bf16", "fp64"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp64"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 #: Side of the images that are timed, in pixels: large enough that a convolution is not all overhead.
@@ -58,14 +59,14 @@ class Timing:
     training_seconds: float
 
 
-def candidates(precision: Literal["auto", "fp32", "bf16", "fp64"]) -> list[Execution]:
+def candidates(precision: PrecisionChoice) -> list[Execution]:
     """What a user's choice leaves open."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16") if precision == "auto" else (precision,)
     return [Execution(p, channels_last) for p in precisions for channels_last in (True, False)]
 
 
 def choose_execution(
-    network: LocalNetwork, precision: Literal["auto", "fp32", "bf16", "fp64"], device: torch.device
+    network: LocalNetwork, precision: PrecisionChoice, device: torch.device
 ) -> tuple[Execution, Timing]:
     """The fastest execution of all stages, forward and backward, and what it costs.
 

@@ -14,9 +14,10 @@ from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
-from wholeslide.streaming.execution import Execution, choose_execution
+from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import store_bytes
+from wholeslide.streaming.timings import remembered_execution
 
 #: Tensors saved for backward understate the peak of a tile by about this factor (kernels' workspace, gradients in flight).
 _PEAK_OVER_SAVED = 1.45
@@ -75,7 +76,7 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
     network = network.to(device)
     if config.precision == "fp64":
         network = network.double()
-    execution, timing = choose_execution(network, config.precision, device)
+    execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
     fixed_bytes = store_bytes(network, largest, execution) + _gradient_bytes(network)
     decoder_bytes = _decoder_bytes(network, execution)

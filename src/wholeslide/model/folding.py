@@ -1,0 +1,116 @@
+"""Frozen batch norms folded into the convolutions before them, for training too.
+
+With frozen statistics, a convolution and its norm are one convolution with the weights ``w·γ/σ`` and the bias ``β − μ·γ/σ``. A
+step computes these once, runs all its tiles with them, and sends the sum of their gradients through the same two formulas
+once: the chain rule gives the gradients of w, γ and β exactly, and no tile ever computes a norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, fx, nn
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The names of a convolution and of the norm behind it."""
+
+    convolution: str
+    norm: str
+
+
+class FoldedBody:
+    """A stage's operations without the norms that fold, to be run with weights that are given at each call.
+
+    Args:
+        body: the stage's operations; not changed.
+    """
+
+    def __init__(self, body: fx.GraphModule) -> None:
+        self._body = body
+        # On the meta device: the structure only, no second copy of the weights.
+        self._structure = copy.deepcopy(body).to("meta")
+        self._pairs = [_Pair(str(node.args[0].target), str(node.target)) for node in _foldable(self._structure)]  # type: ignore[union-attr]
+        for node in _foldable(self._structure):
+            _remove_norm(self._structure, node)
+        self._structure.graph.eliminate_dead_code()
+        self._structure.recompile()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor that a call needs, as a function of the stage's own parameters and statistics."""
+        weights = {**dict(self._body.named_parameters()), **dict(self._body.named_buffers())}
+        for pair in self._pairs:
+            norm = self._body.get_submodule(pair.norm)
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
+            offset = norm.bias - norm.running_mean * scale
+            bias = weights.get(f"{pair.convolution}.bias")
+            weights[f"{pair.convolution}.weight"] = weights[f"{pair.convolution}.weight"] * scale[:, None, None, None]
+            weights[f"{pair.convolution}.bias"] = offset if bias is None else offset + bias * scale
+            for name, _ in (*norm.named_parameters(), *norm.named_buffers()):
+                del weights[f"{pair.norm}.{name}"]
+        return weights
+
+    def __call__(self, weights: dict[str, Tensor], x_bchw: Tensor) -> Tensor:
+        """x_{k−1} to x_k, with weights from :meth:`weights`."""
+        output: Tensor = torch.func.functional_call(self._structure, weights, (x_bchw,))
+        return output
+
+
+class StepWeights:
+    """One slide's weights of a stage: leaves that tiles accumulate gradients on, and the way back to the parameters.
+
+    Args:
+        body: of the stage.
+        trained: whether gradients will be asked for.
+    """
+
+    def __init__(self, body: FoldedBody, *, trained: bool) -> None:
+        self._body = body
+        with torch.set_grad_enabled(trained):
+            self._roots = body.weights()
+        self._leaves = {name: root.detach().requires_grad_(root.requires_grad) for name, root in self._roots.items()}
+
+    def __call__(self, x_bchw: Tensor) -> Tensor:
+        """Run the stage on one window."""
+        return self._body(self._leaves, x_bchw)
+
+    def backward(self) -> None:
+        """Add what the tiles accumulated to the parameters' own gradients."""
+        pairs = [(self._roots[name], leaf.grad) for name, leaf in self._leaves.items() if leaf.grad is not None]
+        torch.autograd.backward([root for root, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def _foldable(module: fx.GraphModule) -> list[fx.Node]:
+    """Norms with frozen statistics that see nothing but a convolution that nobody else sees."""
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_module" or not isinstance(module.get_submodule(str(node.target)), nn.BatchNorm2d):
+            continue
+        source = node.args[0]
+        convolution = module.get_submodule(str(source.target)) if source.op == "call_module" else None
+        affine = module.get_submodule(str(node.target)).affine
+        if isinstance(convolution, nn.Conv2d) and len(source.users) == 1 and affine:
+            found.append(node)
+    return found
+
+
+def _remove_norm(structure: fx.GraphModule, node: fx.Node) -> None:
+    """Let the convolution's output stand for the norm's; an activation that the norm carries stays."""
+    norm, source = structure.get_submodule(str(node.target)), node.args[0]
+    assert isinstance(source, fx.Node)
+    convolution = structure.get_submodule(str(source.target))
+    assert isinstance(convolution, nn.Conv2d)
+    convolution.bias = nn.Parameter(torch.empty(convolution.out_channels, device="meta"))
+    replacement = source
+    if isinstance(norm, BatchNormAct2d) and not isinstance(norm.act, nn.Identity):
+        with structure.graph.inserting_after(node):
+            replacement = structure.graph.call_module(f"{node.target}.act", (source,))
+    node.replace_all_uses_with(replacement)
+    structure.graph.erase_node(node)

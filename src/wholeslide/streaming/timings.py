@@ -1,0 +1,72 @@
+"""Remembers what the micro-benchmark found, so that two runs on one machine compute in the same way, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wholeslide import __version__
+from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.execution import Execution, Timing, choose_execution
+from wholeslide.streaming.execution import PrecisionChoice as Choice
+
+_log = logging.getLogger(__name__)
+
+
+def remembered_execution(network: LocalNetwork, precision: Choice, device: torch.device) -> tuple[Execution, Timing]:
+    """The fastest execution, timed once for this machine, network and set of versions.
+
+    The answer is kept in the user's cache folder; where that cannot be written, it is timed anew each time.
+    """
+    path = _cache_file(network, precision, device)
+    found = _read(path)
+    if found is None:
+        found = choose_execution(network, precision, device)
+        _write(path, found)
+    return found
+
+
+def _cache_file(network: LocalNetwork, precision: Choice, device: torch.device) -> Path:
+    facts = {
+        "versions": [__version__, torch.__version__],
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else [platform.processor(), platform.machine()],
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "precision": precision,
+        "stages": [[stage.in_channels, stage.out_channels, stage.stride] for stage in network.stages],
+        "layers": [str(type(layer).__name__) + layer.extra_repr() for layer in network.modules()],
+        "trained": sum(p.requires_grad for p in network.parameters()),
+    }
+    key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "wholeslide" / f"execution-{key}.json"
+
+
+def _read(path: Path) -> tuple[Execution, Timing] | None:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        return Execution(**values["execution"]), Timing(**values["timing"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or left by another version: time again
+
+
+def _write(path: Path, found: tuple[Execution, Timing]) -> None:
+    execution, timing = found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump({"execution": asdict(execution), "timing": asdict(timing)}, file)
+        Path(file.name).replace(path)
+    except OSError as error:
+        _log.debug("the timing of this machine is not remembered: %s", error)
