@@ -27,10 +27,15 @@ OBJECT_DISTANCE_PX = 2 * (LARGEST_SEMI_AXIS_PX + EDGE_PX) + math.sqrt(2) * PATCH
 most its semi-axis and edge from its centre: so no patch touches two objects, in either arrangement, and what a patch
 can see (one object or none, anywhere in it) has the same distribution in both classes."""
 _JITTER_PX = 1.0
-_SPACING_PX = OBJECT_DISTANCE_PX + 2 * _JITTER_PX
-_OBJECTS_IN_GROUP = (7, 9)
-_GROUP_REACH_PX = 1.6 * _SPACING_PX
+_DISC_SPACING_PX = OBJECT_DISTANCE_PX + 2 * _JITTER_PX
+_RING_SPACING_PX = 1.25 * _DISC_SPACING_PX
+_OBJECTS_IN_GROUP = (18, 22)
+_TRIES = 200
+_GROUP_REACH_PX = 3.6 * _RING_SPACING_PX
 """No centre of a group lies farther from the group's own centre."""
+_PX_AREA_PER_GROUP = (220_000, 350_000)
+_PX_AREA_PER_BYSTANDER = (25_000, 50_000)
+"""Objects outside any group, which lie at the same place in both arrangements."""
 
 Points = NDArray[np.float64]
 
@@ -50,21 +55,19 @@ class Layout:
     densities: Points
 
 
-def draw_layout(px_outline: Points, rng: np.random.Generator, *, filling: float) -> Layout:
-    """Objects for a tissue whose outline is the ``(m, 2)`` polygon ``px_outline``.
-
-    ``filling`` is the share of the attempts to place a group that is made: 1 packs the tissue, 0.5 leaves gaps.
-    """
+def draw_layout(px_outline: Points, rng: np.random.Generator) -> Layout:
+    """Objects for a tissue whose outline is the ``(m, 2)`` polygon ``px_outline``."""
     rings, discs = [], []
     taken = _Taken(px_outline)
-    attempts = int(filling * np.ptp(px_outline[:, 0]) * np.ptp(px_outline[:, 1]) / 1500)
-    for _ in range(attempts):
+    px_area = float(np.prod(np.ptp(px_outline, axis=0)))
+    for _ in range(max(1, round(px_area / rng.uniform(*_PX_AREA_PER_GROUP)))):
         centre = taken.place(_GROUP_REACH_PX, rng)
         if centre is not None:
             count = int(rng.integers(_OBJECTS_IN_GROUP[0], _OBJECTS_IN_GROUP[1] + 1))
             rings.append(centre + _ring(count, rng))
             discs.append(centre + rng.permutation(_disc(count, rng)))
-    for _ in range(attempts // 4):  # objects outside any group lie at the same place in both slides
+    assert rings, "the tissue is too small for a group"
+    for _ in range(round(px_area / rng.uniform(*_PX_AREA_PER_BYSTANDER))):
         centre = taken.place(0.0, rng)
         if centre is not None:
             rings.append(centre[None])
@@ -81,21 +84,22 @@ def draw_layout(px_outline: Points, rng: np.random.Generator, *, filling: float)
 
 
 def _ring(count: int, rng: np.random.Generator) -> Points:
-    """``(count, 2)`` points on a circle about the origin, each ``_SPACING_PX`` from the next before the jitter."""
+    """``(count, 2)`` points on a circle about the origin, each ``_RING_SPACING_PX`` from the next before the jitter."""
     angles = rng.uniform(0, 2 * math.pi) + np.arange(count) * (2 * math.pi / count)
-    radius = _SPACING_PX / (2 * math.sin(math.pi / count))
+    radius = _RING_SPACING_PX / (2 * math.sin(math.pi / count))
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1) + _jitter(count, rng)
 
 
 def _disc(count: int, rng: np.random.Generator) -> Points:
-    """The ``count`` points of a hexagonal grid of ``_SPACING_PX`` that lie nearest to its centre, centred."""
-    columns, rows = np.meshgrid(np.arange(-4, 5), np.arange(-4, 5))
-    grid = np.stack([columns + rows / 2, rows * math.sqrt(3) / 2], axis=-1).reshape(-1, 2) * _SPACING_PX
-    grid = grid + rng.uniform(-0.25, 0.25, 2) * _SPACING_PX
+    """The ``count`` points of a hexagonal grid of ``_DISC_SPACING_PX`` that lie nearest to its centre, centred."""
+    columns, rows = np.meshgrid(np.arange(-6, 7), np.arange(-6, 7))
+    grid = np.stack([columns + rows / 2, rows * math.sqrt(3) / 2], axis=-1).reshape(-1, 2) * _DISC_SPACING_PX
+    grid = grid + rng.uniform(-0.25, 0.25, 2) * _DISC_SPACING_PX
     nearest = grid[np.argsort(np.linalg.norm(grid, axis=1), kind="stable")[:count]]
     turn = rng.uniform(0, 2 * math.pi)
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    return (nearest - nearest.mean(axis=0)) @ rotation + _jitter(count, rng)
+    centred: Points = (nearest - nearest.mean(axis=0)) @ rotation
+    return centred + _jitter(count, rng)
 
 
 def _jitter(count: int, rng: np.random.Generator) -> Points:
@@ -113,16 +117,20 @@ class _Taken:
         self._reaches_px: list[float] = []
 
     def place(self, reach_px: float, rng: np.random.Generator) -> Points | None:
-        """A free centre for objects within ``reach_px`` of it, or None where the place drawn is not free."""
-        px_centre: Points = rng.uniform(self._px_outline.min(axis=0), self._px_outline.max(axis=0))
-        if not self._inside(px_centre, reach_px + OBJECT_DISTANCE_PX / 2):
-            return None
+        """A free centre for objects within ``reach_px`` of it, or None where no try of many finds one."""
+        for _ in range(_TRIES):
+            px_centre: Points = rng.uniform(self._px_outline.min(axis=0), self._px_outline.max(axis=0))
+            if self._free(px_centre, reach_px):
+                self._px_centres.append(px_centre)
+                self._reaches_px.append(reach_px)
+                return px_centre
+        return None
+
+    def _free(self, px_centre: Points, reach_px: float) -> bool:
         for px_other, other_reach_px in zip(self._px_centres, self._reaches_px, strict=True):
             if math.dist(px_centre, px_other) < reach_px + other_reach_px + OBJECT_DISTANCE_PX:
-                return None
-        self._px_centres.append(px_centre)
-        self._reaches_px.append(reach_px)
-        return px_centre
+                return False
+        return self._inside(px_centre, reach_px + OBJECT_DISTANCE_PX / 2)
 
     def _inside(self, px_centre: Points, margin_px: float) -> bool:
         """Whether the outline runs once around the centre and nowhere within ``margin_px`` of it."""

@@ -92,10 +92,10 @@ def draw_specimen(rng: np.random.Generator, *, tissue_px: tuple[int, int]) -> Sp
         size=Size(tissue.width + int(margins_px[:2].sum()), tissue.height + int(margins_px[2:].sum())),
         px_origin=margins_px[[0, 2]].astype(np.float64),
         px_outline=px_outline,
-        layout=draw_layout(px_outline, rng, filling=float(rng.uniform(0.5, 1.0))),
+        layout=draw_layout(px_outline, rng),
         glass_rgb=rng.uniform(236, 250) + rng.uniform(-3, 3, 3),
-        haematoxylin_od=_HAEMATOXYLIN_OD * rng.uniform(0.85, 1.15, 3) * rng.uniform(0.8, 1.2),
-        eosin_od=_EOSIN_OD * rng.uniform(0.85, 1.15, 3) * rng.uniform(0.7, 1.3),
+        haematoxylin_od=_HAEMATOXYLIN_OD * rng.uniform(0.9, 1.1, 3) * rng.uniform(0.85, 1.15),
+        eosin_od=_EOSIN_OD * rng.uniform(0.9, 1.1, 3) * rng.uniform(0.8, 1.2),
         texture_seed=int(rng.integers(2**32)),
     )
 

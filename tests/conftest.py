@@ -1,0 +1,18 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from wholeslide.demo.cohort import DemoCohortConfig, write_cohort
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``manifest.csv`` and ``slides/``: fourteen pyramidal TIFF slides of about 600 pixels a side."""
+    folder = tmp_path_factory.mktemp("tiny-cohort")
+    config = DemoCohortConfig(train_pairs=3, valid_pairs=2, test_pairs=2, tissue_px=(560, 600), seed=7)
+    write_cohort(folder, config)
+    return folder
