@@ -21,7 +21,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wholeslide.cohort import Cohort, audit, cohort_from_files, fold_cohort, read_cohort, split_cohort, write_split
+    from wholeslide.cohort.audit import audit
+    from wholeslide.cohort.manifest import Cohort, cohort_from_files, read_cohort
+    from wholeslide.cohort.splits import fold_cohort, split_cohort, write_split
     from wholeslide.draws import Draws
     from wholeslide.errors import Problem, WholeslideError
     from wholeslide.geometry import Box, Mpp, Size
@@ -49,7 +51,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AugmentationConfig": "slides.config",
     "Box": "geometry",
-    "Cohort": "cohort",
+    "Cohort": "cohort.manifest",
     "Draws": "draws",
     "LocalNetwork": "model.network",
     "ModelConfig": "model.config",
@@ -68,24 +70,24 @@ _HOMES = {
     "TrainConfig": "train.config",
     "WholeslideError": "errors",
     "WorkingSlide": "slides.working",
-    "audit": "cohort",
+    "audit": "cohort.audit",
     "build_network": "model.network",
-    "cohort_from_files": "cohort",
+    "cohort_from_files": "cohort.manifest",
     "dry_run": "train.loop",
     "evaluate_run": "predict",
-    "fold_cohort": "cohort",
+    "fold_cohort": "cohort.splits",
     "inspect_slide": "slides.inspect",
     "make_plan": "streaming.planner",
     "make_view": "slides.view",
     "open_slide": "slides.readers",
     "open_working_slide": "slides.working",
     "predict_slides": "predict:predict",
-    "read_cohort": "cohort",
+    "read_cohort": "cohort.manifest",
     "score_predictions": "metrics:evaluate",
-    "split_cohort": "cohort",
+    "split_cohort": "cohort.splits",
     "train_run": "train.loop:train",
     "write_overlay": "slides.inspect",
-    "write_split": "cohort",
+    "write_split": "cohort.splits",
 }
 """Where each public name lives: ``module``, or ``module:name`` where a folder of ours has that name already."""
 

@@ -20,7 +20,7 @@ class Size:
     height: int
 
     def __post_init__(self) -> None:
-        assert self.width >= 0 and self.height >= 0, self
+        assert min(self.width, self.height) >= 0, self
 
     @classmethod
     def parse(cls, text: str) -> Size:
@@ -54,7 +54,7 @@ class Box:
     height: int
 
     def __post_init__(self) -> None:
-        assert self.width >= 0 and self.height >= 0, self
+        assert min(self.width, self.height) >= 0, self
 
     @classmethod
     def from_edges(cls, left: int, top: int, right: int, bottom: int) -> Box:

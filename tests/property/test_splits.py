@@ -11,8 +11,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wholeslide.cohort import Cohort, fold_cohort, split_cohort
-from wholeslide.cohort.splits import _counts, _joined_groups
+from wholeslide.cohort.manifest import Cohort
+from wholeslide.cohort.splits import _counts, _joined_groups, fold_cohort, split_cohort
 from wholeslide.errors import CohortError
 
 FRACTIONS = ((0.7, 0.15, 0.15), (0.5, 0.25, 0.25), (0.8, 0.2, 0.0), (0.34, 0.33, 0.33))

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wholeslide.cohort import AuditResult, Cohort, audit, read_cohort, split_cohort
+from wholeslide.cohort.audit import AuditResult, audit
 from wholeslide.cohort.duplicates import same_content
+from wholeslide.cohort.manifest import Cohort, read_cohort
+from wholeslide.cohort.splits import split_cohort
 from wholeslide.errors import CohortError, SlideError
 
 DATA = Path(os.environ.get("WHOLESLIDE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wholeslide.cohort import cohort_from_files, read_cohort
+from wholeslide.cohort.manifest import cohort_from_files, read_cohort
 from wholeslide.errors import CohortError
 
 

@@ -40,7 +40,7 @@ class PrepareArguments:
 
 def run(arguments: PrepareArguments) -> int:
     """Estimate, then prepare slide after slide."""
-    from wholeslide.cohort import read_cohort
+    from wholeslide.cohort.manifest import read_cohort
     from wholeslide.slides.prepare import prepare
     from wholeslide.train.progress import progress_bar
     from wholeslide.train.views import entries

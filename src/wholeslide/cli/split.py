@@ -7,6 +7,7 @@ from pathlib import Path
 
 from wholeslide.cli.command import Command
 from wholeslide.cli.output import print_table, write
+from wholeslide.cohort.config import SPLITS, SplitConfig
 from wholeslide.errors import ConfigError
 
 
@@ -17,18 +18,11 @@ class SplitArguments:
     Args:
         manifest: CSV of the cohort: file, label, and where known slide and patient.
         out: The CSV that is written: the manifest with a column `split` (or `fold`).
-        fractions: Parts of the training, validation and test split; they add up to 1.
-        folds: Number of folds, in place of the fractions.
-        group: Column whose values are never cut; patients never are, whatever the column.
-        seed: Seed of the draw. The order of the manifest's rows does not matter.
     """
 
     manifest: Path
     out: Path
-    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
-    folds: int | None = None
-    group: str = "patient"
-    seed: int = 0
+    draw: SplitConfig
 
     def __post_init__(self) -> None:
         if self.out.exists() and self.manifest.exists() and self.out.samefile(self.manifest):
@@ -39,22 +33,21 @@ class SplitArguments:
 
 def run(arguments: SplitArguments) -> int:
     """Draw, write, and count."""
-    from wholeslide.cohort import fold_cohort, read_cohort, split_cohort, write_split
+    from wholeslide.cohort.manifest import read_cohort
+    from wholeslide.cohort.splits import fold_cohort, split_cohort, write_split
 
-    group, seed = arguments.group, arguments.seed
+    draw = arguments.draw
     cohort = read_cohort(arguments.manifest)
-    if arguments.folds is not None:
-        cohort = fold_cohort(cohort, folds=arguments.folds, group=group, seed=seed)
+    if draw.folds is not None:
+        cohort = fold_cohort(cohort, folds=draw.folds, group=draw.group, seed=draw.seed)
+        column, parts = "fold", [str(number) for number in range(draw.folds)]
     else:
-        cohort = split_cohort(cohort, fractions=arguments.fractions, group=group, seed=seed)
+        cohort = split_cohort(cohort, fractions=draw.fractions, group=draw.group, seed=draw.seed)
+        column, parts = "split", [name for name in SPLITS if len(cohort.split(name))]
     write_split(cohort, arguments.out)
-    column = "split" if arguments.folds is None else "fold"
-    table = cohort.table
-    names = [name for name in ("train", "valid", "test") if name in set(table[column])]
-    parts = names or sorted(set(table[column]), key=int)
     rows = []
     for part in parts:
-        inside = table[table[column] == part]
+        inside = cohort.table[cohort.table[column] == part]
         counts = [int((inside["label"] == name).sum()) for name in cohort.classes]
         rows.append([part, inside["patient"].nunique(), len(inside), *counts])
     print_table([column, "patients", "files", *cohort.classes], rows)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from wholeslide.cohort.config import SPLITS
 from wholeslide.errors import Problem
 
-SPLITS = ("train", "valid", "test")
 _SPLIT_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 _LISTED_FILES = 4
 

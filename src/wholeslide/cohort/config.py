@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wholeslide.errors import ConfigError, WholeslideError
+from wholeslide.errors import ConfigError
+
+SPLITS = ("train", "valid", "test")
 
 Fractions = tuple[float, float, float]
 DEFAULT_FRACTIONS: Fractions = (0.7, 0.15, 0.15)
@@ -29,39 +31,18 @@ class SplitConfig:
             check_folds(self.folds)
 
 
-def parse_fractions(text: str) -> Fractions:
-    """``"0.7,0.15,0.15"``: training, validation, test.
-
-    Raises:
-        ConfigError: not three numbers from 0 to 1 that add up to 1.
-    """
-    try:
-        parts = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        parts = ()
-    if len(parts) != 3:
-        raise _fractions_error(text)
-    fractions: Fractions = (parts[0], parts[1], parts[2])
-    check_fractions(fractions)
-    return fractions
-
-
 def check_fractions(fractions: tuple[float, ...]) -> None:
     """Raise a ConfigError unless these are three parts of 1 with something to train on."""
     inside = all(0 <= part <= 1 for part in fractions)
     if len(fractions) != 3 or not inside or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
-        raise _fractions_error(",".join(f"{part:g}" for part in fractions))
+        raise ConfigError.single(
+            "not a split",
+            where=f"--fractions {','.join(f'{part:g}' for part in fractions)}",
+            remedy="give training, validation and test as three parts that add up to 1, for example 0.7,0.15,0.15",
+        )
 
 
 def check_folds(folds: int) -> None:
     """Raise a ConfigError below two folds."""
     if folds < 2:
         raise ConfigError.single("too few folds", where=f"--folds {folds}", remedy="ask for 2 or more, 5 is usual")
-
-
-def _fractions_error(text: str) -> WholeslideError:
-    return ConfigError.single(
-        "not a split",
-        where=f"--fractions {text}",
-        remedy="give training, validation and test as three parts that add up to 1, for example 0.7,0.15,0.15",
-    )

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wholeslide.cohort.checks import SPLITS, group_problems
-from wholeslide.cohort.config import DEFAULT_FRACTIONS, Fractions, check_folds, check_fractions
+from wholeslide.cohort.checks import group_problems
+from wholeslide.cohort.config import DEFAULT_FRACTIONS, SPLITS, Fractions, check_folds, check_fractions
 from wholeslide.cohort.manifest import Cohort
 from wholeslide.errors import CohortError, Problem, RunError
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from wholeslide.cohort.config import SPLITS
 from wholeslide.train.config import GIB, TrainConfig
 from wholeslide.train.setup import Prepared, prefetch_limit
 from wholeslide.train.survey import augmented_megapixels, megapixels
 
-SPLITS = ("train", "valid", "test")
 MIB = 2**20
 
 
