@@ -62,7 +62,7 @@ class DemoResult:
 
 
 def demo(
-    out: Path, seed: int = 0, *, cohort: DemoCohortConfig | None = None, epochs: int = 8, control_pairs: int = 104
+    out: Path, seed: int = 0, *, cohort: DemoCohortConfig | None = None, epochs: int = 6, control_pairs: int = 104
 ) -> DemoResult:
     """Run the demonstration in the folder ``out``; an earlier demonstration there is replaced.
 
