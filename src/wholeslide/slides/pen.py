@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 Plane = npt.NDArray[np.float32]
