@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,12 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DemoCohortConfig(train_pairs=3, valid_pairs=2, test_pairs=2, tissue_px=(560, 600), seed=7)
     write_cohort(folder, config)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Timings that are remembered go to a folder of the tests, and are those of this session, child processes included."""
+    folder = tmp_path_factory.mktemp("cache-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder

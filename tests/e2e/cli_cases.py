@@ -20,7 +20,7 @@ from PIL import Image
 from wholeslide.cli import main
 
 ERROR_LINE = re.compile(r"error: .+ \(.+\): .+")
-TINY_MODEL = ["--backbone", "resnet_tiny", "--weights", "random", "--stages", "2"]
+TINY_MODEL = ["--backbone", "resnet_micro", "--weights", "random", "--stages", "2"]
 TINY_MODEL += ["--precision", "fp32", "--tile", "256", "--accelerator", "cpu"]
 TINY_TRAINING = [*TINY_MODEL, "--reconstruction-region-px", "96", "--accumulate", "4", "--lr", "1e-3"]
 TINY_TRAINING += ["--loggers", "csv", "--quiet"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import train_tiny  # noqa: F401  registers the backbone resnet_tiny
+import train_tiny  # noqa: F401  registers the backbone resnet_micro
 from cli_cases import TINY_TRAINING, call, child_words, cohort, manifest, picture, refused, tiff
 
 
@@ -197,7 +197,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_more_stages_than_blocks(sound: Path) -> None:
     errors = train(sound, *NATIVE, "--stages", 5)
     assert len(errors) == 1
-    assert re.search(r"5 stages.*\(.*resnet_tiny.*\): .*4", errors[0]), errors
+    assert re.search(r"5 stages.*\(.*resnet_micro.*\): .*4", errors[0]), errors
 
 
 @pytest.mark.parametrize("backbone", ["convnextv2_atto", "efficientnet_b0"])
@@ -222,7 +222,7 @@ def test_weights_not_found(sound: Path) -> None:
 def test_the_hub_cannot_be_reached(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(sound / "no-cache"))
-    words = [word for word in TINY_TRAINING if word not in ("--weights", "random", "resnet_tiny", "--backbone")]
+    words = [word for word in TINY_TRAINING if word not in ("--weights", "random", "resnet_micro", "--backbone")]
     out = sound / "run"
     errors = refused(
         "train", sound / "labels.csv", "--slides", sound, "--out", out, *words, *NATIVE, "--backbone", "resnet18"

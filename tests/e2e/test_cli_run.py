@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import train_tiny  # noqa: F401  registers the backbone resnet_tiny
+import train_tiny  # noqa: F401  registers the backbone resnet_micro
 import yaml
 from cli_cases import (
     TINY_TRAINING,

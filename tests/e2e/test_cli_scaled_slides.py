@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import train_tiny  # noqa: F401  registers the backbone resnet_tiny
+import train_tiny  # noqa: F401  registers the backbone resnet_micro
 from cli_cases import (
     TINY_TRAINING,
     call,

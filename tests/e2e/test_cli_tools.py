@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import train_tiny  # noqa: F401  registers the backbone resnet_tiny
+import train_tiny  # noqa: F401  registers the backbone resnet_micro
 from cli_cases import (
     Outcome,
     call,
@@ -72,7 +72,7 @@ class TestSplitAndInspect:
 
 
 class TestVerify:
-    WORDS = ("verify", "--backbone", "resnet_tiny", "--stages", 2, "--size", "300x280", "--tile", 64)
+    WORDS = ("verify", "--backbone", "resnet_micro", "--stages", 2, "--size", "300x280", "--tile", 64)
 
     def test_json(self) -> None:
         outcome = call(*self.WORDS, "--json")

@@ -20,7 +20,7 @@ from wholeslide.train.config import TrainConfig
 
 
 @timm.models.register_model
-def resnet_tiny(pretrained: bool = False, **kwargs: Any) -> ResNet:
+def resnet_micro(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """A ResNet with one block a layer. With fewer than 16 channels oneDNN's strided 1x1 convolutions crash."""
     assert not pretrained
     wanted = {key: kwargs[key] for key in ("num_classes", "global_pool")}
@@ -50,7 +50,7 @@ def tiny_config(manifest: Path, out: Path, **options: Any) -> TrainConfig:
         "manifest": manifest,
         "slides": manifest.parent,
         "out": out,
-        "backbone": "resnet_tiny",
+        "backbone": "resnet_micro",
         "weights": "random",
         "stages": 2,
         "mpp": "native",
@@ -70,12 +70,12 @@ def tiny_config(manifest: Path, out: Path, **options: Any) -> TrainConfig:
 
 @contextmanager
 def same_arithmetic() -> Iterator[None]:
-    """One thread, and one layout: which is quickest is timed anew for every new run, and only resumed runs keep it."""
+    """One thread, and a layout that no timing chooses, so that a test is the same on every machine."""
     chosen = Execution("fp32", channels_last=False), Timing(forward_seconds=1.0, training_seconds=3.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "choose_execution", lambda *args: chosen)
+        patch.setattr(planner, "remembered_execution", lambda *args: chosen)
         yield
     torch.set_num_threads(threads)
 
