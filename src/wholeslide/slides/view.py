@@ -145,7 +145,7 @@ def _announce_padding(slide: WorkingSlide, content: Size, size: Size) -> None:
         _announced.add(name)
     much = max(size.width - content.width, size.height - content.height) >= 32
     logger.log(
-        logging.WARNING if much else logging.INFO,
+        logging.WARNING if much else logging.DEBUG,
         "%s: the view of %s pixels is padded with background to %s, the least that the network takes",
         name,
         content,
