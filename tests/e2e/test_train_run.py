@@ -311,19 +311,58 @@ def test_without_a_split_one_is_drawn_and_kept(tmp_path: Path) -> None:
     assert kept["file"].tolist() == table["file"].tolist()
 
 
+def test_folds_are_tested_one_at_a_time(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "cohort", train=12, valid=0, test=0)
+    table = pd.read_csv(manifest).drop(columns="split")
+    table.assign(Fold=[index // 2 % 3 for index in range(12)]).to_csv(manifest, index=False)
+    run = train(tiny_config(manifest, tmp_path / "run", fold=2, epochs=1))
+    kept = run.cohort().table
+    roles = kept.groupby("fold")["split"].agg(set).to_dict()
+    assert roles == {"0": {"valid"}, "1": {"train"}, "2": {"test"}}
+    with pytest.raises(WholeslideError) as caught:
+        train(tiny_config(manifest, tmp_path / "none"))
+    assert str(caught.value) == (
+        "there are folds, but no fold to test on is chosen (column 'fold' of labels.csv): "
+        "give --fold with its number, or remove the column to have a split drawn"
+    )
+    with pytest.raises(WholeslideError, match=r"no fold 3 to test on \(folds 0, 1, 2\)"):
+        train(tiny_config(manifest, tmp_path / "none", fold=3))
+
+
+def test_what_is_left_out_cannot_empty_a_class_of_a_drawn_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of class b there are as many slides as splits once one is left out: drawn before, that one would be missed."""
+    manifest = make_cohort(tmp_path / "cohort", train=8, valid=0, test=0)
+    table = pd.read_csv(manifest).drop(columns="split")
+    for broken in ("slide1.png", "slide3.png", "slide5.png", "slide7.png"):
+        assert table.set_index("file")["label"][broken] == "b"
+        table.to_csv(manifest, index=False)
+        whole = (manifest.parent / broken).read_bytes()
+        (manifest.parent / broken).write_bytes(b"no image")
+        config = tiny_config(manifest, tmp_path / broken, on_unreadable="exclude")
+        assert "  left out, unreadable: " + broken in dry_run(config)
+        assert any(line.startswith(f"{broken} is left out: ") for line in caplog.messages)
+        (manifest.parent / broken).write_bytes(whole)
+
+
 def test_unreadable_slides_stop_or_are_left_out(tmp_path: Path) -> None:
     manifest = make_cohort(tmp_path / "cohort", train=7)
     (manifest.parent / "slide2.png").write_bytes(b"no image")
     (manifest.parent / "slide4.png").write_bytes(b"nor this")
     with pytest.raises(CohortError) as caught:
         train(tiny_config(manifest, tmp_path / "run"))
-    assert "slide2.png" in str(caught.value)
-    assert "slide4.png" in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    for name, line in zip(("slide2.png", "slide4.png"), lines, strict=True):
+        assert name in line
+        assert line.endswith("; --on-unreadable exclude goes on without it")
     assert not (tmp_path / "run").exists()
     run = train(tiny_config(manifest, tmp_path / "run", on_unreadable="exclude", epochs=1))
     assert len(run.cohort().split("train")) == 5
     excluded = pd.read_csv(run.path / "excluded.csv")
     assert excluded["file"].tolist() == ["slide2.png", "slide4.png"]
+    assert not excluded["error"].str.contains("--on-unreadable").any()
 
 
 def test_a_run_directory_that_exists_is_not_overwritten(manifest: Path, tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from wholeslide.cohort.audit import AuditResult, audit
+from wholeslide.cohort.audit import audit, leave_out_unreadable
 from wholeslide.cohort.duplicates import same_content
 from wholeslide.cohort.manifest import Cohort, read_cohort
 from wholeslide.cohort.splits import split_cohort
@@ -47,7 +48,7 @@ def problems(cohort: Cohort, **options: object) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def refuse(*names: str) -> object:
+def refuse(*names: str) -> Callable[[Path], None]:
     def open_check(path: Path) -> None:
         if path.name in names:
             raise SlideError.single("cannot decode the slide", where=path.name, remedy="copy it again")
@@ -55,14 +56,14 @@ def refuse(*names: str) -> object:
     return open_check
 
 
-def test_a_sound_cohort_passes_unchanged(tmp_path: Path) -> None:
+def test_a_sound_cohort_passes(tmp_path: Path) -> None:
     cohort = write(tmp_path, SOUND)
-    result = audit(cohort, open_check=refuse())  # type: ignore[arg-type]
-    pd.testing.assert_frame_equal(result.cohort.table, cohort.table)
-    assert result.cohort.classes == ("a", "b")
-    assert list(result.excluded) == ["file", "error"]
-    assert result.excluded.empty
-    assert result.warnings == ()
+    assert audit(cohort, open_check=refuse()) == ()
+    kept, excluded = leave_out_unreadable(cohort, refuse())
+    pd.testing.assert_frame_equal(kept.table, cohort.table)
+    assert kept.classes == ("a", "b")
+    assert list(excluded) == ["file", "error"]
+    assert excluded.empty
 
 
 def test_everything_is_reported_at_once(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_labels_that_differ_in_case_are_one_class_misspelt(tmp_path: Path) -> No
 def test_labels_unknown_to_a_run(tmp_path: Path) -> None:
     cohort = write(tmp_path, "x p tumour test\ny q normal test")
     assert problems(cohort, classes=("normal", "tumor")) == ["unknown label 'tumour' (x): use one of normal, tumor"]
-    assert audit(write(tmp_path, "y q normal test"), classes=("normal", "tumor")).cohort.classes == ("normal",)
+    assert audit(write(tmp_path, "y q normal test"), classes=("normal", "tumor")) == ()
 
 
 def test_splits_without_training_or_validation(tmp_path: Path) -> None:
@@ -122,13 +123,13 @@ def test_splits_without_training_or_validation(tmp_path: Path) -> None:
 
 def test_a_split_without_test_files_may_be_trained(tmp_path: Path) -> None:
     cohort = write(tmp_path, "\n".join(row for row in SOUND.splitlines() if "test" not in row))
-    assert len(audit(cohort).cohort.table) == 4
+    assert audit(cohort) == ()
 
 
 def test_a_group_in_two_splits(tmp_path: Path) -> None:
     cohort = write(tmp_path, SOUND)
     cohort.table["site"] = ["x", "y", "x", "z", "u", "v"]
-    assert audit(cohort).warnings == ()
+    assert audit(cohort) == ()
     assert problems(cohort, group="site") == [
         "site 'x' is in split train and test (a1, a3): put all files of the site in one split"
     ]
@@ -150,7 +151,7 @@ def test_a_slide_of_two_patients(tmp_path: Path) -> None:
 def test_content_twice_in_one_split_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "again").write_bytes(b"a1")
     cohort = write(tmp_path, SOUND + "again p1 a train")
-    (warning,) = audit(cohort).warnings
+    (warning,) = audit(cohort)
     assert str(warning) == "files with the same content (a1, again): keep one of them"
 
 
@@ -162,38 +163,44 @@ def test_content_with_two_labels_is_an_error(tmp_path: Path) -> None:
 
 def test_a_unit_with_two_labels(tmp_path: Path) -> None:
     cohort = write(tmp_path, SOUND + "b9 p1 b train")
-    assert audit(cohort, unit="slide").warnings == audit(cohort).warnings == ()
+    assert audit(cohort, unit="slide") == audit(cohort) == ()
     assert problems(cohort, unit="patient") == [
         "files labelled a and b (patient p1): score each file by itself: --unit file"
     ]
 
 
-def test_exclude_goes_on_and_lists(tmp_path: Path) -> None:
+def test_unreadable_slides_are_left_out_and_listed(tmp_path: Path) -> None:
     cohort = write(tmp_path, SOUND + "a9 p9 a train\nb9 q9 b train")
 
     def open_check(path: Path) -> None:
         if path.name == "b9":
             raise PermissionError(13, "Permission denied")
-        refuse("a9")(path)  # type: ignore[operator]
+        refuse("a9")(path)
 
-    result: AuditResult = audit(cohort, open_check=open_check, on_unreadable="exclude")
-    assert result.cohort.table["file"].tolist() == ["a1", "a2", "a3", "b1", "b2", "b3"]
-    assert result.excluded["file"].tolist() == ["a9", "b9"]
-    assert result.excluded["error"].tolist() == [
+    kept, excluded = leave_out_unreadable(cohort, open_check)
+    assert kept.table["file"].tolist() == ["a1", "a2", "a3", "b1", "b2", "b3"]
+    assert excluded["file"].tolist() == ["a9", "b9"]
+    assert excluded["error"].tolist() == [
         "cannot decode the slide (a9): copy it again",
-        "cannot read the slide, [Errno 13] Permission denied (b9): mend or remove it, or --on-unreadable exclude",
+        "cannot read the slide, [Errno 13] Permission denied (b9): mend or remove it",
     ]
 
 
-def test_exclusion_that_empties_a_class_stops(tmp_path: Path) -> None:
-    options = {"open_check": refuse("b2"), "on_unreadable": "exclude"}
-    assert problems(write(tmp_path, SOUND), **options) == [
-        "class 'b' has no validation file (column 'split'): put files of the class into 'valid', or remove the class"
+def test_a_class_that_cannot_be_read_is_not_dropped_quietly(tmp_path: Path) -> None:
+    with pytest.raises(CohortError) as caught:
+        leave_out_unreadable(write(tmp_path, SOUND), refuse("a1", "b1", "b2", "b3"))
+    assert str(caught.value).splitlines() == [
+        "no slide of the class can be read (class 'b'): mend some of them",
+        "cannot decode the slide (b1): copy it again",
+        "cannot decode the slide (b2): copy it again",
+        "cannot decode the slide (b3): copy it again",
     ]
-    everything = {"open_check": refuse(*(row.split()[0] for row in SOUND.splitlines())), "on_unreadable": "exclude"}
-    lines = problems(write(tmp_path, SOUND), **everything)
-    assert lines[0] == "no slide is left (manifest): mend the slides that cannot be read"
-    assert len(lines) == 7
+
+
+def test_where_no_slide_can_be_read_each_is_named_once(tmp_path: Path) -> None:
+    cohort = write(tmp_path, SOUND)
+    expected = [f"cannot decode the slide ({file}): copy it again" for file in cohort.table["file"]]
+    assert problems(cohort, open_check=refuse(*cohort.table["file"])) == expected
 
 
 def test_other_exceptions_of_the_check_are_not_swallowed(tmp_path: Path) -> None:
@@ -235,9 +242,7 @@ def test_slides_of_different_sizes_are_not_opened(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(("name", "group"), [("glas", "patient"), ("lymphoma", "slide"), ("crchisto", "patient")])
 def test_real_cohorts_pass(name: str, group: str) -> None:
     cohort = read_cohort(DATA / name / "labels.csv", DATA / name)
-    result = audit(split_cohort(cohort, group=group), group=group)
-    assert result.warnings == ()
-    assert result.cohort.classes == cohort.classes
+    assert audit(split_cohort(cohort, group=group), group=group) == ()
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no test data in {DATA}")

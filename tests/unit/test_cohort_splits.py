@@ -40,7 +40,7 @@ def test_glands_are_never_cut_and_leave_both_classes_everywhere(seed: int) -> No
     assert parts_of(split.table, "patient") == 1
     assert split.table.groupby("split")["patient"].nunique().to_dict() == {"train": 10, "valid": 3, "test": 3}
     assert (split.table.groupby("split")["label"].nunique() == 2).all()
-    assert audit(split).excluded.empty
+    assert audit(split) == ()
     folds = fold_cohort(cohort, folds=5, seed=seed)
     assert folds.table.groupby("patient")["fold"].nunique().max() == 1
     assert (folds.table.groupby("fold")["label"].nunique() == 2).all()
@@ -163,6 +163,10 @@ def test_folds_that_cannot_be_tested() -> None:
         split_by_fold(fold_cohort(cohort, folds=2), 0)
     with pytest.raises(CohortError, match=r"no fold 3 to test on \(folds 0, 1, 2\)"):
         split_by_fold(fold_cohort(cohort, folds=3), 3)
+    folds = fold_cohort(cohort, folds=3)
+    folds.table.loc[4, "fold"] = ""
+    with pytest.raises(CohortError, match=r"no fold \(f4\): fill the column 'fold' in each row"):
+        split_by_fold(folds, 0)
 
 
 def test_a_written_split_is_a_manifest_again(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_what_is_there_is_skipped_and_found(tmp_path: Path, pyramid: Path) -> No
 
 def test_other_options_and_damage_are_refused(tmp_path: Path, pyramid: Path) -> None:
     prepared = prepare_slide(pyramid, tmp_path, SlideConfig()).path
-    with pytest.raises(SlideError, match=r"prepared with other options .*: prepare the slide again"):
+    with pytest.raises(SlideError, match=r"prepared with other options .*: prepare the original again"):
         open_working_slide(prepared, SlideConfig(mpp=4.0))
     damaged = tmp_path / "damaged.tif"
     damaged.write_bytes(prepared.read_bytes().replace(b'"mask_shape"', b'"mask_xhape"'))

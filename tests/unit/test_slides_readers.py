@@ -45,7 +45,7 @@ def read_all(path: Path, level: int = 0) -> np.ndarray:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SlideError, match=r"no such file \(.*gone\.svs\): check the name and the --slides folder"):
+    with pytest.raises(SlideError, match=r"no such file \(.*gone\.svs\): check the path"):
         open_slide(tmp_path / "gone.svs")
 
 

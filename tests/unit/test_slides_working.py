@@ -61,7 +61,7 @@ def test_stored_pixels_within_two_percent_are_a_plain_copy(tmp_path: Path) -> No
 
 
 def test_finer_than_stored_is_an_error(pyramid: Path) -> None:
-    text = r"0\.5 microns per pixel asked for, but only 1 stored .*a\.tif\): choose --mpp 1 or coarser"
+    text = r"0\.5 microns per pixel asked for, but only 1 stored .*a\.tif\): leave .*, or train at --mpp 1 or coarser"
     with pytest.raises(SlideError, match=text):
         open_working_slide(pyramid, SlideConfig(mpp=0.5))
 
@@ -69,7 +69,7 @@ def test_finer_than_stored_is_an_error(pyramid: Path) -> None:
 def test_a_missing_scale_says_every_way_to_give_it(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.tif", tissue_image(), mpp=None)
     with pytest.raises(
-        SlideError, match=r"no usable scale .*a\.tif\): .*mpp column.*--mpp-override.*native.*--downsample N"
+        SlideError, match=r"no usable scale .*a\.tif\): .*--mpp-override.*column mpp.*native.*--downsample N"
     ):
         open_working_slide(path, SlideConfig())
     for config, mpp in (

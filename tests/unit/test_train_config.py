@@ -82,6 +82,8 @@ def test_paths_are_made_absolute() -> None:
         ({"lr": float("nan")}, "nan is no learning rate (--lr)"),
         ({"attention_dropout": 1.0}, "1.0 is no dropout (--attention-dropout): give 0 or more, below 1"),
         ({"fractions": (0.7, 0.7, 0.1)}, "not a split (--fractions 0.7,0.7,0.1)"),
+        ({"fold": -1}, "-1 is too small (--fold): give 0 or more"),
+        ({"fold": 0, "splits_csv": Path("s.csv")}, "two splits are asked for (--fold and --splits-csv): give one"),
         ({"jitter": 2.0}, "not a jitter strength"),
         ({"mpp": 1.0, "magnification": 40.0}, "two resolutions that disagree"),
     ],

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
 from wholeslide.cohort.checks import group_problems, label_problems, name_files, split_problems, unit_problems
 from wholeslide.cohort.duplicates import same_content
-from wholeslide.cohort.manifest import Cohort, sorted_classes
+from wholeslide.cohort.manifest import Cohort
 from wholeslide.errors import CohortError, Problem, WholeslideError
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """A cohort that may be trained on.
-
-    ``excluded`` has columns ``file, error``, a row for each slide that could not be read and was left out;
-    ``warnings`` are what was found but does no harm.
-    """
-
-    cohort: Cohort
-    excluded: pd.DataFrame
-    warnings: tuple[Problem, ...]
 
 
 def audit(
@@ -33,66 +18,71 @@ def audit(
     *,
     group: str = "patient",
     open_check: Callable[[Path], None] | None = None,
-    on_unreadable: Literal["stop", "exclude"] = "stop",
     classes: Sequence[str] | None = None,
     unit: str = "file",
-) -> AuditResult:
+) -> tuple[Problem, ...]:
     """Look for leakage, bad labels and unreadable slides; call it once the splits are drawn.
 
     Checked: a patient, a group or a file, by path or by content, in two splits; the same content twice in one split
     (a warning, unless its labels differ); missing and unknown labels (``classes``: those that a run knows); one class
     only; a class that a split lacks; a patient or slide with several labels, where it is the ``unit`` of the metrics;
-    slides that ``open_check`` refuses by a `WholeslideError` or `OSError`. With ``exclude`` those are left out and
-    listed, and the rest is checked without them.
+    slides that ``open_check`` refuses by a `WholeslideError` or `OSError`.
+
+    Returns:
+        Warnings: what was found but does no harm.
 
     Raises:
         CohortError: everything that was found, together.
     """
-    problems, excluded = _unreadable(cohort, open_check)
-    unreadable_files = {file for file, _ in excluded}
-    if on_unreadable == "exclude":
-        problems = []
-    table = cohort.table[~cohort.table["file"].isin(unreadable_files)].reset_index(drop=True)
-    if table.empty:
-        problems.append(Problem("no slide is left", "manifest", "mend the slides that cannot be read"))
-        raise CohortError([*problems, *(Problem(error, file, "mend or remove it") for file, error in excluded)])
-    checked = table if on_unreadable == "exclude" else cohort.table
-    missing = group_problems(checked, group)
+    table = cohort.table
+    unreadable = {} if open_check is None else _unreadable(table, open_check)
+    problems = [problem for found in unreadable.values() for problem in found]
+    missing = group_problems(table, group)
     problems += missing
-    problems += split_problems(checked, group="patient" if missing else group)
-    problems += label_problems(checked, classes=classes)
-    problems += unit_problems(checked, unit)
-    repeats = list(_repeated_content(checked))
+    problems += split_problems(table, group="patient" if missing else group)
+    problems += label_problems(table, classes=classes)
+    problems += unit_problems(table, unit)
+    repeats = list(_repeated_content(table))
     problems += [problem for problem, harmful in repeats if harmful]
     if problems:
         raise CohortError(problems)
-    return AuditResult(
-        cohort=Cohort(table=table, classes=sorted_classes(table["label"]), slides_dir=cohort.slides_dir),
-        excluded=pd.DataFrame(excluded, columns=["file", "error"], dtype=object),
-        warnings=tuple(problem for problem, harmful in repeats if not harmful),
-    )
+    return tuple(problem for problem, harmful in repeats if not harmful)
 
 
-def _unreadable(
-    cohort: Cohort, open_check: Callable[[Path], None] | None
-) -> tuple[list[Problem], list[tuple[str, str]]]:
-    """The problems of the slides that cannot be read, and the same as (file, error)."""
-    problems: list[Problem] = []
-    excluded: list[tuple[str, str]] = []
-    if open_check is None:
-        return problems, excluded
-    for file, path in zip(cohort.table["file"], cohort.table["path"], strict=True):
+def leave_out_unreadable(cohort: Cohort, open_check: Callable[[Path], None]) -> tuple[Cohort, pd.DataFrame]:
+    """The cohort without the slides that cannot be read, and those, with columns ``file, error``.
+
+    Call it before a split is drawn, so that no class of a split is emptied afterwards.
+
+    Raises:
+        CohortError: a class has no slide left; with it, what is wrong with each of its slides.
+    """
+    unreadable = _unreadable(cohort.table, open_check)
+    out = cohort.table["file"].isin(list(unreadable))
+    table = cohort.table[~out].reset_index(drop=True)
+    lost = sorted(set(cohort.table["label"]) - set(table["label"]))
+    if lost:
+        problems = [
+            Problem("no slide of the class can be read", f"class {name!r}", "mend some of them") for name in lost
+        ]
+        files = cohort.table.loc[cohort.table["label"].isin(lost), "file"]
+        raise CohortError([*problems, *(problem for file in files for problem in unreadable[file])])
+    excluded = [(file, "; ".join(map(str, found))) for file, found in unreadable.items()]
+    kept = Cohort(table=table, classes=cohort.classes, slides_dir=cohort.slides_dir)
+    return kept, pd.DataFrame(excluded, columns=["file", "error"], dtype=object)
+
+
+def _unreadable(table: pd.DataFrame, open_check: Callable[[Path], None]) -> dict[str, list[Problem]]:
+    """The problems of each file that cannot be read."""
+    problems: dict[str, list[Problem]] = {}
+    for file, path in zip(table["file"], table["path"], strict=True):
         try:
             open_check(Path(path))
         except WholeslideError as error:
-            found = list(error.problems)
+            problems[file] = list(error.problems)
         except OSError as error:
-            found = [Problem(f"cannot read the slide, {error}", file, "mend or remove it, or --on-unreadable exclude")]
-        else:
-            continue
-        problems += found
-        excluded.append((file, "; ".join(map(str, found))))
-    return problems, excluded
+            problems[file] = [Problem(f"cannot read the slide, {error}", file, "mend or remove it")]
+    return problems
 
 
 def _repeated_content(table: pd.DataFrame) -> Iterator[tuple[Problem, bool]]:

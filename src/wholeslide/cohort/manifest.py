@@ -1,6 +1,6 @@
 """A manifest and a folder → a `Cohort`: one row a file, each resolved to exactly one slide.
 
-Forms that are taken as they are: our own (``file, slide, patient, label, site, split, mpp``), the paper's
+Forms that are taken as they are: our own (``file, slide, patient, label, site, split, fold, mpp``), the paper's
 (``slide_id,label,type``) and CLAM's (``case_id,slide_id,label`` with its ``splits_k.csv``).
 """
 
@@ -30,6 +30,7 @@ _ALIASES = {
     "patient": ("patient", "patient_id", "case_id", "case"),
     "label": ("label",),
     "split": ("split",),
+    "fold": ("fold",),
     "mpp": ("mpp",),
 }
 _SPLIT_NAMES = {

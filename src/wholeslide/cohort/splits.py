@@ -59,10 +59,13 @@ def split_by_fold(cohort: Cohort, fold: int) -> Cohort:
     """Tests on one fold, validates on the next, trains on the others.
 
     Raises:
-        CohortError: no column ``fold``, fewer than three folds, or no such fold.
+        CohortError: no column ``fold``, files that it leaves out, fewer than three folds, or no such fold.
     """
     if "fold" not in cohort.table:
         raise CohortError([Problem("no column 'fold'", "manifest", "draw one with `wholeslide split --folds`")])
+    outside = cohort.table.loc[cohort.table["fold"] == "", "file"]
+    if len(outside):
+        raise CohortError(Problem("no fold", str(file), "fill the column 'fold' in each row") for file in outside)
     names = sorted(set(cohort.table["fold"]), key=lambda name: (len(name), name))
     if len(names) < 3 or str(fold) not in names:
         remedy = "testing, validating and training take three folds or more"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MARK = "wholeslide_prepared"
 FORMAT_VERSION = 1
-REMEDY = "prepare the slide again with the same options, or leave --cache out"
+REMEDY = "prepare the original again with the same options, or use the original"
 
 
 @dataclass(frozen=True)

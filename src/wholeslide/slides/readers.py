@@ -29,7 +29,7 @@ WHITE: Rgb = (255, 255, 255)
 BLACK: Rgb = (0, 0, 0)
 
 WHOLE_DECODE_WARNING_PX = 100_000_000
-DAMAGED_REMEDY = "copy the file again from its source, or leave it out (--on-unreadable exclude)"
+DAMAGED_REMEDY = "copy the file again from its source, or leave it out"
 CONVERT_REMEDY = "convert it to a tiled pyramidal TIFF, for example: vips tiffsave IN OUT.tif --tile --pyramid"
 
 
@@ -191,7 +191,7 @@ def open_slide(path: Path) -> SlideReader:
     from wholeslide.slides.tiff_reader import TiffReader, is_tiff, prefers_tifffile
 
     if not path.exists():
-        raise slide_error("no such file", path, "check the name and the --slides folder")
+        raise slide_error("no such file", path, "check the path")
     file = find_dicom_file(path) if path.is_dir() else path
     if file.stat().st_size == 0:
         raise slide_error("the file is empty", path, DAMAGED_REMEDY)

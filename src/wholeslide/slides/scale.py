@@ -59,8 +59,8 @@ def working_sampling(reader: SlideReader, config: SlideConfig, l0_mpp: Mpp | Non
         x = y = float(config.target_downsample)
     elif l0_mpp is None:
         remedy = (
-            "give it in the manifest's mpp column or by --mpp-override; "
-            "or use the pixels as stored: --mpp native, or --downsample N"
+            "give it by --mpp-override or in a manifest's column mpp; "
+            "or train on the pixels as stored (--mpp native, or --downsample N)"
         )
         raise slide_error("no usable scale (microns per pixel) in the file", reader.path, remedy)
     else:
@@ -68,7 +68,7 @@ def working_sampling(reader: SlideReader, config: SlideConfig, l0_mpp: Mpp | Non
         _refuse_finer(reader.path, target_mpp, l0_mpp)
     sampling = sample_at(reader, x, y, snap=True)
     if min(sampling.size.width, sampling.size.height) < SMALLEST_SIDE_PX:
-        remedy = "choose a finer resolution (smaller --mpp or --downsample), or leave the slide out"
+        remedy = "leave the slide out, or train at a finer resolution (a smaller --mpp or --downsample)"
         what = f"only {sampling.size} pixels at the working resolution; {SMALLEST_SIDE_PX} a side are needed"
         raise slide_error(what, reader.path, remedy)
     return sampling
@@ -127,5 +127,5 @@ def _level_bounds(l0_bounds: Box, level: Level) -> Box:
 def _refuse_finer(path: Path, target_mpp: float, l0_mpp: Mpp) -> None:
     if target_mpp < (1 - SAME_SCALE) * max(l0_mpp.x, l0_mpp.y):
         what = f"{target_mpp:g} microns per pixel asked for, but only {max(l0_mpp.x, l0_mpp.y):.4g} stored"
-        remedy = f"choose --mpp {max(l0_mpp.x, l0_mpp.y):.4g} or coarser"
+        remedy = f"leave the slide out, or train at --mpp {max(l0_mpp.x, l0_mpp.y):.4g} or coarser"
         raise slide_error(what, path, remedy)

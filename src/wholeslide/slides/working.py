@@ -293,7 +293,8 @@ def _require_tissue(mask: TissueMask, path: Path, mask_file: Path | None) -> Non
     if mask_file is not None:
         raise slide_error("the mask's polygons lie outside the slide", mask_file, "export it from the same slide")
     remedy = (
-        "look at it (wholeslide inspect --overlay DIR), draw a mask (mask_dir), use --background keep, or leave it out"
+        "look at it with `wholeslide inspect --background keep --overlay DIR`; leave it out, "
+        "or train with masks that are drawn (--mask-dir) or with --background keep"
     )
     raise slide_error("no tissue found", path, remedy)
 

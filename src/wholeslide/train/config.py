@@ -73,6 +73,8 @@ class TrainConfig:
         epochs: Passes over the training split; with the sequential schedule, for each stage.
         unit: What counts as one case when a metric is taken.
         group: Column whose values are never cut by a split.
+        fold: Number of the fold that is tested; the next one validates, the others train. For a manifest with a column
+            fold, as `wholeslide split --folds` writes it.
         fractions: Shares of the training, validation and test split, drawn if the manifest has no split.
         seed: Seed of every draw: the split, new layers, the order of slides, augmentation, regions, dropout.
         on_unreadable: stop at slides that cannot be read, or exclude and list them.
@@ -140,6 +142,7 @@ class TrainConfig:
     epochs: int = 55
     unit: Literal["patient", "slide", "file"] = "patient"
     group: str = "patient"
+    fold: int | None = None
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     seed: int = 0
     on_unreadable: Literal["stop", "exclude"] = "stop"
@@ -298,8 +301,11 @@ def _range_problems(config: TrainConfig) -> list[Problem]:
     for name, least in at_least.items():
         if getattr(config, name) < least:
             problems.append(Problem(f"{getattr(config, name)} is too small", option(name), f"give {least} or more"))
-    if config.prefetch_bytes is not None and config.prefetch_bytes < 0:
-        problems.append(Problem(f"{config.prefetch_bytes} is too small", option("prefetch_bytes"), "give 0 or more"))
+    for name in ("prefetch_bytes", "fold"):
+        if (getattr(config, name) or 0) < 0:
+            problems.append(Problem(f"{getattr(config, name)} is too small", option(name), "give 0 or more"))
+    if config.fold is not None and config.splits_csv is not None:
+        problems.append(Problem("two splits are asked for", "--fold and --splits-csv", "give one of the two"))
     for name in ("lr", "head_lr"):
         rate = getattr(config, name)
         if rate is not None and not rate > 0:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from wholeslide.cohort.audit import audit
+from wholeslide.cohort.audit import audit, leave_out_unreadable
 from wholeslide.cohort.manifest import Cohort, read_cohort
-from wholeslide.cohort.splits import split_cohort
-from wholeslide.errors import ConfigError, Problem, WholeslideError
+from wholeslide.cohort.splits import split_by_fold, split_cohort
+from wholeslide.errors import CohortError, ConfigError, Problem, SlideError, WholeslideError
 from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.slides.statistics import tissue_statistics
 from wholeslide.slides.working import WorkingSlide
@@ -33,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 STATISTICS_PIXELS = 4_000_000
 _PLACEHOLDER = (0.5, 0.5, 0.5)
+GO_ON = "--on-unreadable exclude goes on without it"
 
 MAY_CHANGE = frozenset(
     {"manifest", "slides", "out", "splits_csv", "on_unreadable", "accelerator", "prefetch_bytes", "patience"}
@@ -67,35 +67,27 @@ def prepare_run(config: TrainConfig) -> Prepared:
         WholeslideError: all that stands in the way: first the options, the folder, the manifest and the network
             together; then every slide that cannot be read and every fault of the cohort.
     """
-    cohort, network = _quick_checks(config)
-    rows = entries(cohort.table)
-    findings = survey(rows, config.slide_config(), cache=config.cache, quiet=config.quiet)
-    result = audit(
-        cohort,
-        group=config.group,
-        open_check=partial(raise_finding, findings),
-        on_unreadable=config.on_unreadable,
-        unit=config.unit,
-    )
-    for warning in result.warnings:
+    read, network = _quick_checks(config)
+    findings = survey(entries(read.table), config.slide_config(), cache=config.cache, quiet=config.quiet)
+    cohort, excluded = _readable(config, read, findings)
+    for warning in audit(cohort, group=config.group, open_check=partial(_refuse, findings), unit=config.unit):
         logger.warning("%s", warning)
-    if len(result.excluded):
-        logger.warning("%d slides cannot be read and are left out", len(result.excluded))
-        network = _network(config, result.cohort)
-    tissue = _measure_tissue(config, result.cohort)
+    if len(excluded):
+        network = _network(config, cohort)
+    tissue = _measure_tissue(config, cohort)
     network.pixel_mean.copy_(torch.tensor(tissue.pixel_mean))
     network.pixel_std.copy_(torch.tensor(tissue.pixel_std))
-    facts = _facts_by_file(findings, entries(result.cohort.table))
+    facts = _facts_by_file(findings, entries(cohort.table))
     device = choose_device(config)
     largest = max((fact.size for fact in facts.values()), key=lambda size: size.area)
     plan = make_plan(network.to(device), network.padded_size(largest), config.streaming_config(), device)
     return Prepared(
         config=config,
-        cohort=result.cohort,
-        excluded=result.excluded,
+        cohort=cohort,
+        excluded=excluded,
         facts=facts,
         tissue=tissue,
-        class_weights=_class_weights(config, result.cohort),
+        class_weights=_class_weights(config, cohort),
         network=network,
         plan=plan,
         device=device,
@@ -135,7 +127,7 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
     if stored.lr_schedule != "multistep" and stored.schedule == "simultaneous":
         may_change.add("epochs")
     problems = []
-    for field in dataclasses.fields(TrainConfig):
+    for field in fields(TrainConfig):
         before, now = getattr(stored, field.name), getattr(given, field.name)
         if field.name not in may_change and before != now:
             problems.append(
@@ -148,7 +140,7 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
     if problems:
         raise ConfigError(problems)
     kept = {name: getattr(stored, name) for name in ("memory", "store", "tile", "weights", "manifest", "splits_csv")}
-    return dataclasses.replace(given, **kept)
+    return replace(given, **kept)
 
 
 def open_resumed(config: TrainConfig) -> tuple[Run, Cohort]:
@@ -158,14 +150,15 @@ def open_resumed(config: TrainConfig) -> tuple[Run, Cohort]:
         WholeslideError: the run is damaged, its slides are gone, or the options are others.
     """
     stored = Run.open(config.out)
-    run = dataclasses.replace(stored, config=resumed_config(stored.config, config))
+    run = replace(stored, config=resumed_config(stored.config, config))
     return run, run.cohort()
 
 
 def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
-    """What can be found wrong within seconds, together."""
+    """What can be found wrong within seconds, together. The cohort is as it was read, before a split is drawn."""
     problems: list[Problem] = []
     cohort: Cohort | None = None
+    divided: Cohort | None = None
     network: LocalNetwork | None = None
     for check in (config.check, partial(check_loggers, config.loggers), partial(choose_device, config)):
         try:
@@ -178,10 +171,11 @@ def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
         problems.extend(error.problems)
     try:
         cohort = _read_cohort(config)
+        divided = _divided(config, cohort)
     except WholeslideError as error:
         problems.extend(error.problems)
     try:
-        network = _network(config, cohort)
+        network = _network(config, divided)
     except WholeslideError as error:
         problems.extend(problem for problem in error.problems if problem not in problems)
     if problems:
@@ -192,10 +186,47 @@ def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
 
 
 def _read_cohort(config: TrainConfig) -> Cohort:
+    """The manifest, with its own split or that of ``--fold``, if there is one."""
     cohort = read_cohort(config.manifest, config.slides, splits_csv=config.splits_csv)
+    if config.fold is not None:
+        return split_by_fold(cohort, config.fold)
+    if "fold" in cohort.table and not cohort.has_splits:
+        raise CohortError.single(
+            "there are folds, but no fold to test on is chosen",
+            where=f"column 'fold' of {config.manifest.name}",
+            remedy="give --fold with its number, or remove the column to have a split drawn",
+        )
+    return cohort
+
+
+def _divided(config: TrainConfig, cohort: Cohort) -> Cohort:
+    """The cohort with a split, drawn if it has none."""
     if cohort.has_splits:
         return cohort
     return split_cohort(cohort, fractions=config.fractions, group=config.group, seed=config.seed)
+
+
+def _readable(config: TrainConfig, cohort: Cohort, findings: Mapping[Path, Finding]) -> tuple[Cohort, pd.DataFrame]:
+    """The cohort that is trained on, with its split, and what is left out of it (columns ``file, error``)."""
+    excluded = pd.DataFrame(columns=["file", "error"], dtype=object)
+    if config.on_unreadable == "exclude":
+        cohort, excluded = leave_out_unreadable(cohort, partial(raise_finding, findings))
+    for file, error in excluded.itertuples(index=False):
+        logger.warning("%s is left out: %s", file, error)
+    return _divided(config, cohort), excluded
+
+
+def _refuse(findings: Mapping[Path, Finding], path: Path) -> None:
+    """The audit's check of one slide; it tells that there is another way.
+
+    Raises:
+        SlideError: what the survey met.
+    """
+    try:
+        raise_finding(findings, path)
+    except WholeslideError as error:
+        problems = [replace(problem, remedy=f"{problem.remedy}; {GO_ON}") for problem in error.problems]
+        raise SlideError(problems) from error
 
 
 def _network(config: TrainConfig, cohort: Cohort | None) -> LocalNetwork:

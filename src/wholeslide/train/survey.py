@@ -12,6 +12,7 @@ from pathlib import Path
 from wholeslide.errors import WholeslideError
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.config import AugmentationConfig, SlideConfig
+from wholeslide.slides.readers import unreadable
 from wholeslide.slides.working import WorkingSlide
 from wholeslide.train.progress import progress_bar
 from wholeslide.train.views import Entry, open_slide_of
@@ -28,7 +29,7 @@ class SlideFacts:
     tissue_fraction: float
 
 
-Finding = SlideFacts | WholeslideError | OSError
+Finding = SlideFacts | WholeslideError
 
 
 def survey(
@@ -41,8 +42,10 @@ def survey(
             with closing(open_slide_of(entry, config, cache)) as slide:
                 _probe(slide)
                 return SlideFacts(slide.size, slide.tissue_fraction)
-        except (WholeslideError, OSError) as error:
+        except WholeslideError as error:
             return error
+        except OSError as error:
+            return unreadable(entry.path, error)
 
     found: dict[Path, Finding] = {}
     workers = min(8, os.cpu_count() or 1)
@@ -65,7 +68,7 @@ def raise_finding(findings: Mapping[Path, Finding], path: Path) -> None:
     """The audit's check of one slide.
 
     Raises:
-        WholeslideError, OSError: what the survey met.
+        WholeslideError: what the survey met.
     """
     finding = findings[path]
     if not isinstance(finding, SlideFacts):
