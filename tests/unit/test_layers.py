@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,14 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 TORCH_FREE = ("errors", "geometry", "draws", "metrics", "slides", "cohort")
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_FUNCTION = 60
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "openslide": "openslide_python",
+    "skimage": "scikit_image",
+    "sklearn": "scikit_learn",
+    "yaml": "pyyaml",
+}
+"""Packages whose distribution has another name."""
 COMMANDS = ("demo", "inspect", "split", "prepare", "train", "evaluate", "predict", "verify", "doctor")
 
 
@@ -126,14 +136,18 @@ def test_slides_and_cohorts_do_not_know_torch() -> None:
     assert faults == []
 
 
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[><=\[]", line)[0].lower().replace("-", "_") for line in project["dependencies"]}
+    imported = {
+        found.module.split(".")[0] for _, _, source in modules() for found in imports_of(source) if not found.typing
+    }
+    third_party = imported - set(sys.stdlib_module_names) - {"wholeslide"}
+    assert {DISTRIBUTIONS.get(name, name) for name in third_party} <= declared
+
+
 def test_files_and_functions_stay_small() -> None:
-    sources = [(name, source) for _, name, source in modules()]
-    sources += [
-        (path.relative_to(REPOSITORY).as_posix(), path.read_text(encoding="utf-8"))
-        for folder in ("tests", "benchmarks")
-        for path in sorted((REPOSITORY / folder).rglob("*.py"))
-    ]
-    assert [fault for name, source in sources for fault in size_faults(name, source)] == []
+    assert [fault for _, name, source in modules() for fault in size_faults(name, source)] == []
 
 
 @pytest.mark.parametrize(
