@@ -113,6 +113,8 @@ def train_config(manifest: Path, out: Path, *, seed: int, epochs: int) -> TrainC
         weights="random",
         first_stride=2,
         stages=4,
+        reconstruction_regions=4,
+        reconstruction_region_px=256,
         lr=1e-3,
         head_lr=5e-4,
         weight_decay=1e-2,
