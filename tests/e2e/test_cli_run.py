@@ -49,6 +49,20 @@ def test_the_run_s_config_begins_the_same_run_again(folder: Path, tmp_path: Path
     assert not (tmp_path / "again").exists()
 
 
+def test_two_runs_agree_bit_by_bit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_home: Path
+) -> None:
+    """The second run computes in the way that the first one's timing chose."""
+    assert list(cache_home.rglob("execution-*.json"))
+    monkeypatch.setattr("wholeslide.streaming.timings.choose_execution", lambda *args: pytest.fail("timed again"))
+    words = ["--slides", folder, "--out", tmp_path / "run", *TINY_TRAINING, "--mpp", "native", "--epochs", 2]
+    assert call("train", folder / "labels.csv", *words).status == 0
+    for name in ("checkpoints/last.json", "checkpoints/best.json"):
+        one, other = (json.loads((run / name).read_text()) for run in (folder / "run", tmp_path / "run"))
+        assert one["sha256"] == other["sha256"]
+    assert (tmp_path / "run" / "plan.json").read_text() == (folder / "run" / "plan.json").read_text()
+
+
 def test_dry_run_says_time_memory_and_disk(folder: Path, tmp_path: Path) -> None:
     words = ["--slides", folder, "--out", tmp_path / "run", *TINY_TRAINING, "--mpp", "native", "--dry-run"]
     outcome = call("train", folder / "labels.csv", *words)
