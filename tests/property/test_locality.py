@@ -213,3 +213,29 @@ def test_branches_of_different_stride_are_refused() -> None:
     crossed = Joined(conv(3, stride=2, padding=1), nn.MaxPool2d(1, 1), concatenated=False)
     with pytest.raises(ModelError, match="feature maps of different stride or layout meet"):
         locality([crossed])
+
+
+@st.composite
+def strided_paths(draw: st.DrawFn, strides: tuple[int, ...]) -> AxisLocality:
+    axis = AxisLocality()
+    for stride in strides:
+        kernel, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 2))
+        padding = draw(st.integers(0, kernel // 2))
+        axis = axis.then(Sampling(kernel, stride, padding, dilation, ceil_mode=draw(st.booleans())))
+    return axis
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), strides=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple))
+def test_branches_agree_in_size_if_they_do_so_at_every_length(data: st.DataObject, strides: tuple[int, ...]) -> None:
+    one, other = data.draw(strided_paths(strides)), data.draw(strided_paths(strides))
+    reach = max(axis.before + axis.after for axis in (one, other)) + one.stride
+    everywhere = all(one.output_length(n) == other.output_length(n) for n in range(reach, reach + 7 * one.stride))
+    assert one.agrees_in_size(other) == everywhere == other.agrees_in_size(one)
+
+
+def test_branches_that_differ_by_a_cell_at_odd_sizes_are_refused() -> None:
+    """They would meet at some slides and fail at others."""
+    crossed = Joined(conv(3, stride=2, padding=1), nn.AvgPool2d(2, 2), concatenated=False)
+    with pytest.raises(ModelError, match="differ by a cell at some image sizes"):
+        locality([crossed])

@@ -88,19 +88,35 @@ def test_windows_hold_what_their_cells_need(
 def test_window_shapes_repeat(
     x: AxisLocality, y: AxisLocality, width: int, height: int, align: int, blocks: int
 ) -> None:
-    """At most two lengths an axis, the second at the far edge and shorter by less than a stride."""
+    """At most three lengths an axis: of the first window, of those inside, and of the last."""
     size, locality = Size(width, height), Locality(x, y)
     assume(locality.output_size(size).area > 0)
     tiles = partition(size, locality, tile_cells=align * blocks, align=align)
-    for axis, length, ends in (
-        (x, width, {(t.cell_window.left, t.cell_window.right) for t in tiles}),
-        (y, height, {(t.cell_window.top, t.cell_window.bottom) for t in tiles}),
+    first = tiles[0].cell_own
+    for axis, length, own, ends in (
+        (x, width, first.width, {(t.cell_window.left, t.cell_window.right) for t in tiles}),
+        (y, height, first.height, {(t.cell_window.top, t.cell_window.bottom) for t in tiles}),
     ):
-        lengths = {stop - start for start, stop in ends}
-        assert len(lengths) <= 2
-        assert max(lengths) - min(lengths) < axis.stride
-        if len(lengths) == 2:
-            assert all(stop == length for start, stop in ends if stop - start == min(lengths))
+        inner = {stop - start for start, stop in ends if start > 0 and stop < length}
+        assert inner <= {(axis.halo_before + own + axis.halo_after) * axis.stride}
+
+
+@settings(max_examples=200, deadline=None)
+@given(**geometry)
+def test_shares_are_even(x: AxisLocality, y: AxisLocality, width: int, height: int, align: int, blocks: int) -> None:
+    """No more tiles than the largest side asks for, and all as wide as the first but for the last."""
+    size, locality = Size(width, height), Locality(x, y)
+    output = locality.output_size(size)
+    assume(output.area > 0)
+    tiles = partition(size, locality, tile_cells=align * blocks, align=align)
+    for length, spans in (
+        (output.width, sorted({(t.cell_own.left, t.cell_own.right) for t in tiles})),
+        (output.height, sorted({(t.cell_own.top, t.cell_own.bottom) for t in tiles})),
+    ):
+        assert len(spans) <= -(-length // (align * blocks))
+        widths = [stop - start for start, stop in spans]
+        assert set(widths[:-1]) <= {widths[0]}
+        assert widths[-1] <= widths[0]
 
 
 class Stack(nn.Module):
@@ -155,13 +171,13 @@ def test_tiles_join_to_the_whole_output(
     torch.testing.assert_close(joined, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_tile_ends_at_the_edge_and_shifts_only_its_window() -> None:
-    """Three tiles of 4, 4 and 2 cells by a 3x3 convolution: the last window has the others' length."""
+def test_windows_end_at_the_edge_and_begin_at_the_halo() -> None:
+    """Three tiles of 4, 4 and 2 cells by a 3x3 convolution."""
     axis = AxisLocality().then(Sampling(3, 1, 1))
     tiles = partition(Size(10, 4), Locality(axis, AxisLocality()), tile_cells=4)
     assert [(t.cell_own.left, t.cell_own.right) for t in tiles] == [(0, 4), (4, 8), (8, 10)]
-    assert [(t.cell_window.left, t.cell_window.right) for t in tiles] == [(0, 6), (3, 9), (4, 10)]
-    assert [t.offset.left for t in tiles] == [0, 1, 4]
+    assert [(t.cell_window.left, t.cell_window.right) for t in tiles] == [(0, 5), (3, 9), (7, 10)]
+    assert [t.offset.left for t in tiles] == [0, 1, 1]
 
 
 @given(tile_px=st.integers(1, 5000), stride_px=st.integers(1, 64), align=st.integers(1, 9))

@@ -78,6 +78,17 @@ class AxisLocality:
                 return 0
         return length
 
+    def agrees_in_size(self, other: AxisLocality) -> bool:
+        """Whether both give equally many cells, however long the input is.
+
+        One stride more of input gives one cell more, so that one stride's worth of lengths stands for all; those are taken
+        that are longer than the reach of both.
+        """
+        assert self.stride == other.stride, "branches of different stride"
+        enough = max(axis.before + axis.after for axis in (self, other)) + self.stride
+        lengths = range(enough, enough + self.stride)
+        return all(self.output_length(length) == other.output_length(length) for length in lengths)
+
     @property
     def halo_before(self) -> int:
         """Output cells by which an input window must begin early, so that its start stays aligned to the stride."""
@@ -101,6 +112,10 @@ class Locality:
 
     def joined(self, other: Locality) -> Locality:
         return Locality(self.x.joined(other.x), self.y.joined(other.y))
+
+    def agrees_in_size(self, other: Locality) -> bool:
+        """Whether both give features of one size for any image."""
+        return self.x.agrees_in_size(other.x) and self.y.agrees_in_size(other.y)
 
     @property
     def stride(self) -> int:

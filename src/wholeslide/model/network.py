@@ -212,7 +212,9 @@ def build_network(
 
 def first_stride_of(config: ModelConfig) -> int | None:
     """The stride that the first convolution is given: the user's, else 3 for ResNets, else ``None`` for its own."""
-    return config.first_stride or (3 if config.backbone.startswith("resnet") else None)
+    if config.first_stride is not None:
+        return config.first_stride
+    return 3 if config.backbone.startswith("resnet") else None
 
 
 def _set_first_stride(backbone: nn.Module, config: ModelConfig) -> None:

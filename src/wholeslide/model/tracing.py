@@ -175,6 +175,8 @@ def _combined(inputs: list[_Field | _Constant], fields: list[_Field], where: str
     for field in fields[1:]:
         if field.layout != joined.layout or field.locality.stride != joined.locality.stride:
             raise _refusal(where, "feature maps of different stride or layout meet", name)
+        if not joined.locality.agrees_in_size(field.locality):
+            raise _refusal(where, "feature maps meet that differ by a cell at some image sizes", name)
         joined = _Field(joined.locality.joined(field.locality), joined.layout)
     for constant in inputs:
         if isinstance(constant, _Constant):
