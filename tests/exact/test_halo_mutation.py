@@ -40,7 +40,7 @@ NETWORKS = [
     ("resnet34", 4),
     ("resnet18", 8),
     ("convnext_atto", 4),
-    ("efficientnet_lite0", 4),
+    ("efficientnet_lite0", 8),
     ("regnetx_002", 4),
     ("resnet_tiny", 1),
     ("resnet_tiny", 2),

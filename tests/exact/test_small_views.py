@@ -45,7 +45,7 @@ def test_smaller_than_a_tile_along_one_axis(stages: int) -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "stages", "size"),
-    [("resnet_tiny", 1, Size(40, 33)), ("resnet_tiny", 4, Size(33, 47)), ("efficientnet_lite0", 4, Size(70, 32))],
+    [("resnet_tiny", 1, Size(40, 33)), ("resnet_tiny", 4, Size(33, 47)), ("test_convnext", 4, Size(70, 32))],
     ids=str,
 )
 def test_padded_minimum(backbone: str, stages: int, size: Size) -> None:

@@ -1,0 +1,108 @@
+"""The classifier of a stage on examples that are computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from wholeslide.model.heads import AttentionClassifier, auxiliary_classifier, final_classifier, head_kernel
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 9), (6, 9), (12, 9), (13, 7), (24, 7), (25, 5), (48, 5), (96, 5)])
+def test_kernel_follows_the_stride(stride: int, kernel: int) -> None:
+    assert head_kernel(stride) == kernel
+
+
+def test_auxiliary_classifier_is_sized_by_channels_and_stride() -> None:
+    head = auxiliary_classifier(64, 24, classes=3, dropout=0.2)
+    shapes = {name: tuple(p.shape) for name, p in head.named_parameters()}
+    assert shapes == {
+        "to_grid.weight": (64, 64, 7, 7),
+        "norm.weight": (64,),
+        "norm.bias": (64,),
+        "attention_tanh.weight": (32, 64),
+        "attention_tanh.bias": (32,),
+        "attention_gate.weight": (32, 64),
+        "attention_gate.bias": (32,),
+        "attention_score.weight": (1, 32),
+        "hidden.weight": (128, 64),
+        "hidden.bias": (128,),
+        "logits.weight": (3, 128),
+        "logits.bias": (3,),
+    }
+    assert head.norm.num_groups == 64
+    assert head.dropout == 0.2
+
+
+def test_final_classifier() -> None:
+    head = final_classifier(512, classes=2, dropout=0.2)
+    assert head.kernel == 5
+    assert head.attention_tanh.out_features == 128
+    assert head.hidden.out_features == 512
+    assert head.logits.out_features == 2
+
+
+@torch.no_grad()
+def tiny_head(dropout: float = 0.5) -> AttentionClassifier:
+    """One channel, 1x1 grid cells; attention scores tanh(h)·sigmoid(0)·2 = tanh(h); logits (pooled, -pooled)."""
+    head = AttentionClassifier(1, kernel=1, attention_hidden=1, hidden=1, classes=2, dropout=dropout).double()
+    for parameter in head.parameters():
+        parameter.zero_()
+    head.to_grid.weight.fill_(1)
+    head.norm.weight.fill_(1)
+    head.attention_tanh.weight.fill_(1)
+    head.attention_score.weight.fill_(2)
+    head.hidden.weight.fill_(1)
+    head.logits.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    return head
+
+
+def test_two_cells_by_hand() -> None:
+    """z = (0, 2): mean 1, variance 1; behind norm and ReLU h = (0, 1/√(1 + 1e-5)); the scores are (0, tanh h)."""
+    head = tiny_head()
+    output = head(head.grid(torch.tensor([[[[0.0, 2.0]]]], dtype=torch.float64)))
+    h = 1 / math.sqrt(1 + 1e-5)
+    attention = math.exp(math.tanh(h)) / (1 + math.exp(math.tanh(h)))
+    assert output.attention_hw.shape == (1, 2)
+    assert output.attention_hw[0].tolist() == pytest.approx([1 - attention, attention], abs=1e-14)
+    assert output.logits.tolist() == pytest.approx([attention * h, -attention * h], abs=1e-14)
+
+
+def test_dropout_takes_weights_away_and_scales_the_rest() -> None:
+    head = tiny_head(dropout=0.2)
+    z = head.grid(torch.tensor([[[[0.0, 2.0]]]], dtype=torch.float64))
+    whole = head(z).logits
+    assert torch.allclose(head(z, torch.tensor([[True, True]])).logits, whole / 0.8)
+    assert torch.allclose(
+        head(z, torch.tensor([[False, True]])).logits, whole / 0.8
+    )  # the first cell's feature is zero
+    assert torch.equal(head(z, torch.tensor([[True, False]])).logits, torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kernel", [5, 7, 9])
+def test_no_cell_is_dropped_at_the_right_and_the_bottom(kernel: int) -> None:
+    """x is padded with zeros to a multiple of the kernel; a change of any cell changes the grid."""
+    head = AttentionClassifier(2, kernel=kernel, attention_hidden=2, hidden=2, classes=2, dropout=0)
+    x = torch.randn(1, 2, kernel + 1, 2 * kernel - 1)
+    grid = head.grid(x)
+    assert grid.shape[-2:] == (2, 2) == (head.grid_length(kernel + 1), head.grid_length(2 * kernel - 1))
+    padded = F.pad(x, (0, 1, 0, kernel - 1))
+    assert torch.allclose(grid, F.conv2d(padded, head.to_grid.weight, stride=kernel), atol=1e-6)
+    corner = x.clone()
+    corner[:, :, -1, -1] += 1
+    assert not torch.allclose(head.grid(corner)[..., -1, -1], grid[..., -1, -1])
+
+
+def test_a_multiple_of_the_kernel_is_not_padded() -> None:
+    head = AttentionClassifier(1, kernel=3, attention_hidden=1, hidden=1, classes=2, dropout=0)
+    assert head.grid(torch.randn(1, 1, 6, 9)).shape[-2:] == (2, 3)
+
+
+def test_attention_sums_to_one() -> None:
+    head = auxiliary_classifier(6, 12, classes=2, dropout=0.2)
+    output = head(torch.randn(1, 6, 4, 3))
+    assert output.attention_hw.shape == (4, 3)
+    assert output.attention_hw.sum().item() == pytest.approx(1, abs=1e-6)
