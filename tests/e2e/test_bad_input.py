@@ -329,7 +329,7 @@ def test_full_disk_while_training(tmp_path: Path) -> None:
     words = ["--slides", tmp_path, "--out", tmp_path / "run", *TINY_TRAINING, *NATIVE, "--epochs", 1]
     assert with_a_full_disk(100_000, "train", path, *words) == [
         f"error: the disk is full ({tmp_path / 'run' / 'checkpoints'}): "
-        "free some space, then go on with --resume; what was saved before is whole"
+        "free some space and begin again, with --resume where there is a run to go on with"
     ]
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 

@@ -51,6 +51,13 @@ class TestSplitAndInspect:
         words = ["split", labels, "--out", tmp_path / "x.csv", "--fractions", "0.5,0.5,0.5"]
         assert refused(*words)[0].startswith("not a split (--fractions 0.5,0.5,0.5): ")
 
+    def test_pictures_of_one_name_do_not_replace_each_other(self, tmp_path: Path) -> None:
+        paths = [tiff(tmp_path / folder / "a.tiff", mpp=1.0) for folder in "xy"]
+        assert refused("inspect", *paths, "--overlay", tmp_path / "pictures") == [
+            "2 slides would get the same picture (a.png): look at one of them at a time, each with an --overlay of its own"
+        ]
+        assert not (tmp_path / "pictures").exists()
+
     def test_inspect(self, tmp_path: Path) -> None:
         path = tiff(tmp_path / "a.tiff", mpp=1.0)
         outcome = call("inspect", path, "--json", "--overlay", tmp_path / "pictures")
@@ -68,7 +75,7 @@ class TestSplitAndInspect:
         outcome = call("inspect", tmp_path / "nowhere.svs", tiff(tmp_path / "a.tiff", mpp=1.0), "--json")
         assert outcome.status == 2
         assert len(json.loads(outcome.out)) == 1
-        assert outcome.errors == [f"no such file ({tmp_path / 'nowhere.svs'}): check the name and the --slides folder"]
+        assert outcome.errors == [f"no such file ({tmp_path / 'nowhere.svs'}): check the path"]
 
 
 class TestVerify:

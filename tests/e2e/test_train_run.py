@@ -18,6 +18,8 @@ from train_tiny import make_cohort, same_arithmetic, tiny_config
 
 from wholeslide.draws import Draws
 from wholeslide.errors import CohortError, ConfigError, RunError, SlideError, WholeslideError
+from wholeslide.slides.prepare import prepare
+from wholeslide.slides.working import WorkingSlide, open_working_slide
 from wholeslide.streaming.engine import StepResult, StreamingEngine
 from wholeslide.train.inference import predict_slides
 from wholeslide.train.loop import dry_run, train
@@ -346,6 +348,26 @@ def test_what_is_left_out_cannot_empty_a_class_of_a_drawn_split(
         (manifest.parent / broken).write_bytes(whole)
 
 
+def test_prepared_slides_train_the_same_weights(
+    manifest: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    config = tiny_config(manifest, tmp_path / "run", cache=cache, class_weights="balanced")
+    prepare(
+        [(path, None) for path in sorted(manifest.parent.glob("*.png"))], cache, config.slide_config(), lossless=True
+    )
+    opened = []
+
+    def spy(path: Path, *args: Any, **options: Any) -> WorkingSlide:
+        opened.append(path.parent)
+        return open_working_slide(path, *args, **options)
+
+    monkeypatch.setattr("wholeslide.train.views.open_working_slide", spy)
+    cached = train(config)
+    assert set(opened) == {cache}
+    assert cached.checkpoints.pointer("last").sha256 == run.checkpoints.pointer("last").sha256
+
+
 def test_unreadable_slides_stop_or_are_left_out(tmp_path: Path) -> None:
     manifest = make_cohort(tmp_path / "cohort", train=7)
     (manifest.parent / "slide2.png").write_bytes(b"no image")
@@ -387,6 +409,7 @@ def test_quick_problems_are_reported_together(manifest: Path, tmp_path: Path) ->
         devices=2,
         lr=-1.0,
         backbone="resnet_unheard_of",
+        memory="8 elephants",
         loggers=("csv", "wandb"),
     )
     with pytest.raises(WholeslideError) as caught:
@@ -399,6 +422,7 @@ def test_quick_problems_are_reported_together(manifest: Path, tmp_path: Path) ->
         f"a file is in the way ({manifest}): give another --out",
         "no such folder",
         "resnet_unheard_of",
+        "not a size of memory (--memory 8 elephants)",
         "the logger 'wandb' is not installed (--loggers): run `pip install wholeslide[wandb]`, or leave it out",
     ):
         assert part in text

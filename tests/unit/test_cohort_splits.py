@@ -193,10 +193,10 @@ def test_a_written_split_is_a_manifest_again(tmp_path: Path) -> None:
 
 def test_a_split_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write the split, .*choose another --out"):
+    with pytest.raises(RunError, match=r"cannot be written: .*check the folder and its permissions"):
         write_split(cohort_of(["a", "b"]), tmp_path / "file" / "split.csv")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match="cannot write the split, Is a directory"):
+    with pytest.raises(RunError, match="cannot be written: Is a directory"):
         write_split(cohort_of(["a", "b"]), tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 

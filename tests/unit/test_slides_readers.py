@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -183,9 +184,9 @@ def test_a_large_single_strip_is_announced_once(
     tifffile.imwrite(tmp_path / "a.tif", texture(64, 64), rowsperstrip=64, photometric="rgb")
     monkeypatch.setattr(tiff_reader, "WHOLE_DECODE_WARNING_PX", 1000)
     with caplog.at_level(logging.WARNING):
-        reader = tiff_reader.TiffReader(tmp_path / "a.tif")
         for _ in range(3):
-            reader.read_level(0, Box(0, 0, 5, 5))
+            with contextlib.closing(tiff_reader.TiffReader(tmp_path / "a.tif")) as reader:
+                reader.read_level(0, Box(0, 0, 5, 5))
     assert [record.getMessage() for record in caplog.records if "decoded at once" in record.getMessage()] == [
         f"{tmp_path / 'a.tif'}: 64x64 pixels are decoded at once; {tiff_reader.CONVERT_REMEDY}"
     ]

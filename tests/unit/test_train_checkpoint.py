@@ -161,7 +161,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match=r"the disk is full \(.*\): free some space, then go on with --resume"):
+    with pytest.raises(RunError, match=r"the disk is full \(.*\): free some space and begin again"):
         checkpoints.save(network, optimizer, LoopState(step=2))
     monkeypatch.undo()
     assert (checkpoints.folder / "last.json").read_bytes() == before

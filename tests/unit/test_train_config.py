@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from wholeslide.cohort.config import SplitConfig
 from wholeslide.errors import ConfigError
+from wholeslide.model.config import ModelConfig
+from wholeslide.slides.config import AugmentationConfig, SlideConfig
+from wholeslide.streaming.config import StreamingConfig
 from wholeslide.train.config import TrainConfig
 
 
@@ -56,6 +60,15 @@ def test_options_reach_the_parts() -> None:
     assert config(augmentation=False).augmentation_config() is None
 
 
+def test_defaults_are_those_of_the_parts() -> None:
+    chosen = config()
+    assert chosen.slide_config() == SlideConfig()
+    assert chosen.model_config() == ModelConfig()
+    assert chosen.streaming_config() == StreamingConfig()
+    assert chosen.augmentation_config() == AugmentationConfig()
+    assert (chosen.fractions, chosen.group, chosen.seed) == (SplitConfig().fractions, SplitConfig().group, 0)
+
+
 def test_yaml_gives_the_same_options_back() -> None:
     chosen = config(mask_dir=Path("masks"), loggers=("csv", "wandb"), fractions=(0.6, 0.2, 0.2), mpp="native")
     assert TrainConfig.from_dict({**chosen.to_dict(), "format_version": 1}) == chosen
@@ -82,6 +95,7 @@ def test_paths_are_made_absolute() -> None:
         ({"lr": float("nan")}, "nan is no learning rate (--lr)"),
         ({"attention_dropout": 1.0}, "1.0 is no dropout (--attention-dropout): give 0 or more, below 1"),
         ({"fractions": (0.7, 0.7, 0.1)}, "not a split (--fractions 0.7,0.7,0.1)"),
+        ({"tile": 0}, "0 is too small (--tile): give 1 or more"),
         ({"fold": -1}, "-1 is too small (--fold): give 0 or more"),
         ({"fold": 0, "splits_csv": Path("s.csv")}, "two splits are asked for (--fold and --splits-csv): give one"),
         ({"jitter": 2.0}, "not a jitter strength"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from wholeslide.cli.command import Command
 from wholeslide.cli.failures import MENDABLE, write_problem
 from wholeslide.cli.output import print_json, print_table, write
-from wholeslide.errors import WholeslideError
+from wholeslide.errors import ConfigError, Problem, WholeslideError
 from wholeslide.slides.config import SlideConfig
 
 
@@ -27,6 +28,17 @@ class InspectArguments:
     json: bool = False
     overlay: Path | None = None
     reading: SlideConfig
+
+    def __post_init__(self) -> None:
+        pictures = Counter(path.stem for path in self.slide) if self.overlay is not None else Counter[str]()
+        remedy = "look at one of them at a time, each with an --overlay of its own"
+        problems = [
+            Problem(f"{count} slides would get the same picture", f"{stem}.png", remedy)
+            for stem, count in pictures.items()
+            if count > 1
+        ]
+        if problems:
+            raise ConfigError(problems)
 
 
 def run(arguments: InspectArguments) -> int:

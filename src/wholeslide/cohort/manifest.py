@@ -18,6 +18,7 @@ from wholeslide.cohort.checks import split_problems
 from wholeslide.cohort.files import SlideFolder, find_slides, slide_stem, tcga_patient
 from wholeslide.cohort.tables import read_text_table
 from wholeslide.errors import CohortError, Problem
+from wholeslide.slides.config import LARGEST_MPP, SMALLEST_MPP
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ _SPLIT_NAMES = {
 }
 _SPLIT_OF = {alias: name for name, aliases in _SPLIT_NAMES.items() for alias in aliases}
 _MISSING_LABELS = frozenset({"", "na", "n/a", "#n/a", "nan", "<na>", "null", "?", "unknown"})
-_PLAUSIBLE_MPP = (0.05, 20.0)
 _LISTED_UNRESOLVED = 20
 
 
@@ -243,11 +243,10 @@ class _Rows:
         written = self.table["mpp"]
         plain = written.str.replace(",", ".", regex=False) if self._decimal_comma else written
         values = pd.to_numeric(plain.where(plain != "", "nan"), errors="coerce").astype(float)
-        smallest, largest = _PLAUSIBLE_MPP
-        wrong = self.table.index[(written != "") & ~values.between(smallest, largest)]
+        wrong = self.table.index[(written != "") & ~values.between(SMALLEST_MPP, LARGEST_MPP)]
         self.complain(
             wrong,
-            lambda line: f"the mpp {written[line]!r} is no number from {smallest:g} to {largest:g}",
+            lambda line: f"the mpp {written[line]!r} is no number from {SMALLEST_MPP:g} to {LARGEST_MPP:g}",
             "give µm per pixel of the stored image, or leave the cell empty to use the file's own",
         )
         self.table["mpp"] = values

@@ -9,8 +9,6 @@ seed, and of several draws the one is taken whose parts come closest to the prop
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +18,8 @@ import pandas as pd
 from wholeslide.cohort.checks import group_problems
 from wholeslide.cohort.config import DEFAULT_FRACTIONS, SPLITS, Fractions, check_folds, check_fractions
 from wholeslide.cohort.manifest import Cohort
-from wholeslide.errors import CohortError, Problem, RunError
+from wholeslide.errors import CohortError, Problem
+from wholeslide.slides.files import write_atomically
 
 _DRAWS = 8
 
@@ -88,23 +87,8 @@ def write_split(cohort: Cohort, path: Path) -> None:
     if table["mpp"].isna().all():
         table = table.drop(columns="mpp")
     empty = [name for name in ("label", "split") if (table[name] == "").all()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            table.drop(columns=empty).to_csv(file, index=False, lineterminator="\n")
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
-    except OSError as error:
-        Path(beside).unlink(missing_ok=True)
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError([Problem(f"cannot write the split, {error.strerror}", str(path), "choose another --out")])
+    with write_atomically(path) as beside:
+        table.drop(columns=empty).to_csv(beside, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def _draw(cohort: Cohort, fractions: np.ndarray, *, group: str, seed: int, what: str) -> np.ndarray:

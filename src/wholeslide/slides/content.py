@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 
@@ -24,13 +25,11 @@ def content_hash(path: Path) -> str:
     Raises:
         SlideError: a file cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=16)
     try:
-        for file in _files_of(path):
-            _add_file(digest, file)
+        stats = [(file, file.stat()) for file in _files_of(path)]
+        return _hash_of(tuple((file, stat.st_size, stat.st_mtime_ns, stat.st_ino) for file, stat in stats))
     except OSError as error:
         raise unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def slide_key(path: Path, config: SlideConfig, mpp: float | None = None) -> str:
@@ -74,8 +73,16 @@ def _files_of(path: Path) -> list[Path]:
     return [path, *companions] if path.suffix.lower() == ".mrxs" else [path]
 
 
-def _add_file(digest: hashlib.blake2b, file: Path) -> None:
-    size = file.stat().st_size
+@functools.lru_cache(maxsize=16384)
+def _hash_of(stamped_files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """Kept for as long as size, time and inode are the same: a slide is looked up in the cache in every epoch."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file, size, _, _ in stamped_files:
+        _add_file(digest, file, size)
+    return digest.hexdigest()
+
+
+def _add_file(digest: hashlib.blake2b, file: Path, size: int) -> None:
     digest.update(size.to_bytes(8, "little"))
     with file.open("rb") as stream:
         if size <= 2 * END_BYTES + SAMPLES * SAMPLE_BYTES:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from wholeslide.errors import Problem, RunError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk, a quota or a limit is full."""
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
@@ -28,7 +31,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
         beside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -38,13 +41,14 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 def cannot_write(path: Path, error: OSError) -> RunError:
     """The error of a file that could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return RunError([Problem("the disk is full", str(path), "free some space, or choose another folder")])
     reason = error.strerror or str(error)
     return RunError([Problem(f"cannot be written: {reason}", str(path), "check the folder and its permissions")])
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from threading import Lock
@@ -10,19 +11,22 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from wholeslide.geometry import Box, Size
+from wholeslide.slides.notices import say_once
 from wholeslide.slides.openslide_reader import composite
 from wholeslide.slides.readers import (
     CONVERT_REMEDY,
     DAMAGED_REMEDY,
+    DECODED_AT_ONCE,
     WHOLE_DECODE_WARNING_PX,
     Level,
     Pixels,
     Rgb,
     SlideReader,
-    logger,
     slide_error,
     unreadable,
 )
+
+logger = logging.getLogger(__name__)
 
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -68,7 +72,7 @@ class ImageReader(SlideReader):
 
     def _decode(self, background_rgb: Rgb) -> Pixels:
         if self.l0_size.area > WHOLE_DECODE_WARNING_PX:
-            logger.warning("%s: %s pixels are decoded whole; %s", self.path, self.l0_size, CONVERT_REMEDY)
+            say_once(logger, logging.WARNING, self.path, DECODED_AT_ONCE, self.l0_size)
         try:
             with self._open() as image:
                 if image.has_transparency_data:

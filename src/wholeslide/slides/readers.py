@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,6 @@ from wholeslide.errors import Problem, SlideError
 from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import is_usable_mpp
 
-logger = logging.getLogger(__name__)
-
 Pixels = npt.NDArray[np.uint8]
 Rgb = tuple[int, int, int]
 WHITE: Rgb = (255, 255, 255)
@@ -31,6 +28,8 @@ BLACK: Rgb = (0, 0, 0)
 WHOLE_DECODE_WARNING_PX = 100_000_000
 DAMAGED_REMEDY = "copy the file again from its source, or leave it out"
 CONVERT_REMEDY = "convert it to a tiled pyramidal TIFF, for example: vips tiffsave IN OUT.tif --tile --pyramid"
+
+DECODED_AT_ONCE = f"%s pixels are decoded at once; {CONVERT_REMEDY}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Only the tiles or strips that a box touches are decoded, so memory stays bounded
 
 from __future__ import annotations
 
+import logging
 import math
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
@@ -17,18 +18,21 @@ import numpy.typing as npt
 import tifffile
 
 from wholeslide.geometry import Box, Mpp, Size
+from wholeslide.slides.notices import say_once
 from wholeslide.slides.readers import (
     CONVERT_REMEDY,
+    DECODED_AT_ONCE,
     WHOLE_DECODE_WARNING_PX,
     Level,
     Pixels,
     Rgb,
     SlideReader,
-    logger,
     slide_error,
     unreadable,
     usable_mpp,
 )
+
+logger = logging.getLogger(__name__)
 
 SEGMENT_CACHE_BYTES = 64 * 2**20
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -68,7 +72,6 @@ class TiffReader(SlideReader):
             raise
         self._segments: OrderedDict[tuple[int, int, int], npt.NDArray[Any]] = OrderedDict()
         self._lock = Lock()
-        self._warned = False
 
     def _describe(self) -> None:
         """Read levels and scale from the file's tags.
@@ -154,7 +157,8 @@ class TiffReader(SlideReader):
                 data = handle.read(count)
             except DECODING_ERRORS as error:
                 raise unreadable(self.path, error) from error
-        self._warn_of_whole_decode(pages)
+        if pages.segment.area > WHOLE_DECODE_WARNING_PX:
+            say_once(logger, logging.WARNING, self.path, DECODED_AT_ONCE, pages.segment)
         decoded = self._decode(page, data, page_index)
         with self._lock:
             self._segments[key] = decoded
@@ -174,11 +178,6 @@ class TiffReader(SlideReader):
             raise unreadable(self.path, "a tile decodes to nothing")
         pixels: npt.NDArray[Any] = decoded.reshape(decoded.shape[-3:])[: shape[1], : shape[2]]
         return pixels
-
-    def _warn_of_whole_decode(self, pages: _LevelPages) -> None:
-        if pages.segment.area > WHOLE_DECODE_WARNING_PX and not self._warned:
-            self._warned = True
-            logger.warning("%s: %s pixels are decoded at once; %s", self.path, pages.segment, CONVERT_REMEDY)
 
 
 class _LevelPages:

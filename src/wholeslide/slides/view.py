@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.augment import Augmentation, draw_augmentation
 from wholeslide.slides.config import AugmentationConfig
+from wholeslide.slides.notices import say_once
 from wholeslide.slides.readers import Pixels, ReaderClosedError
 from wholeslide.slides.working import WorkingSlide
 
@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 PREFETCH_STRIP_PX = 1024
 DEFAULT_MEAN_GREY = 0.5
-_announced: set[str] = set()
-_announced_lock = Lock()
 
 
 class SlideView:
@@ -137,17 +135,13 @@ def make_view(
 
 
 def _announce_padding(slide: WorkingSlide, content: Size, size: Size) -> None:
-    """Say once a slide that it is padded: as a warning where it is much smaller than the network needs."""
-    name = str(slide.path)
-    with _announced_lock:
-        if name in _announced:
-            return
-        _announced.add(name)
+    """Say that a slide is padded: as a warning where it is much smaller than the network needs."""
     much = max(size.width - content.width, size.height - content.height) >= 32
-    logger.log(
+    say_once(
+        logger,
         logging.WARNING if much else logging.DEBUG,
-        "%s: the view of %s pixels is padded with background to %s, the least that the network takes",
-        name,
+        slide.path,
+        "the view of %s pixels is padded with background to %s, the least that the network takes",
         content,
         size,
     )

@@ -14,6 +14,7 @@ from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.content import find_mask_file, slide_key
 from wholeslide.slides.geojson import rasterize, read_polygons
+from wholeslide.slides.notices import say_once
 from wholeslide.slides.prepared import PreparedDescription, read_prepared
 from wholeslide.slides.readers import BLACK, WHITE, Pixels, Rgb, SlideReader, open_slide, slide_error
 from wholeslide.slides.scale import SMALLEST_SIDE_PX, Sampling, resolve_l0_mpp, sample_at, working_sampling
@@ -225,7 +226,8 @@ def _find_mask(
 ) -> TissueMask:
     mask_file = find_mask_file(path, config)
     if config.mask_dir is not None and mask_file is None:
-        logger.warning("%s: no mask for it in %s; the tissue is found automatically", path, config.mask_dir)
+        missing = "no mask for it in %s; the tissue is found automatically"
+        say_once(logger, logging.WARNING, path, missing, config.mask_dir)
     cells = find_tissue(thumbnail, scanned) if mask_file is None else _drawn(mask_file, sampling, px_per_cell)
     mask = TissueMask(cells, px_per_cell, sampling.size)
     _require_tissue(mask, path, mask_file)

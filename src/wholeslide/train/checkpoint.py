@@ -7,7 +7,6 @@ of files that no pointer names; whatever moment a kill strikes, the pointers are
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wholeslide.errors import RunError
+from wholeslide.slides.files import FULL, sync_folder
 from wholeslide.train.optim import load_optimizer_tensors, optimizer_tensors
 from wholeslide.train.state import LoopState
 
@@ -30,7 +30,6 @@ FORMAT_VERSION = 1
 Which = Literal["last", "best"]
 
 _NETWORK, _OPTIMIZER = "network:", "optimizer:"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -216,14 +215,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise RunError.single(
             "the disk is full",
             where=str(path),
-            remedy="free some space, then go on with --resume; what was saved before is whole",
+            remedy="free some space and begin again, with --resume where there is a run to go on with",
         ) from error
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:
     if isinstance(error, OSError):
-        return error.errno in _FULL
-    return any(f"os error {number}" in str(error) for number in _FULL)
+        return error.errno in FULL
+    return any(f"os error {number}" in str(error) for number in FULL)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -239,15 +238,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

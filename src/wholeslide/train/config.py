@@ -301,9 +301,10 @@ def _range_problems(config: TrainConfig) -> list[Problem]:
     for name, least in at_least.items():
         if getattr(config, name) < least:
             problems.append(Problem(f"{getattr(config, name)} is too small", option(name), f"give {least} or more"))
-    for name in ("prefetch_bytes", "fold"):
-        if (getattr(config, name) or 0) < 0:
-            problems.append(Problem(f"{getattr(config, name)} is too small", option(name), "give 0 or more"))
+    for name, least in {"prefetch_bytes": 0, "fold": 0, "tile": 1}.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            problems.append(Problem(f"{value} is too small", option(name), f"give {least} or more"))
     if config.fold is not None and config.splits_csv is not None:
         problems.append(Problem("two splits are asked for", "--fold and --splits-csv", "give one of the two"))
     for name in ("lr", "head_lr"):

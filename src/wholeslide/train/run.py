@@ -125,7 +125,7 @@ class Run:
                 remedy="give the folder that `wholeslide train --out` made",
             )
         try:
-            values = yaml.safe_load(config_path.read_text())
+            values = yaml.safe_load(config_path.read_text(encoding="utf-8"))
             check_format(values["format_version"], config_path)
             tissue, weights = values["tissue"], values["class_weighting"]
             return cls(

@@ -20,7 +20,7 @@ from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.slides.statistics import tissue_statistics
 from wholeslide.slides.working import WorkingSlide
 from wholeslide.streaming.plan import Plan
-from wholeslide.streaming.planner import make_plan
+from wholeslide.streaming.planner import make_plan, parse_memory
 from wholeslide.train.config import GIB, TrainConfig, option
 from wholeslide.train.history import check_loggers
 from wholeslide.train.run import Run, Tissue, claim_folder
@@ -160,7 +160,8 @@ def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
     cohort: Cohort | None = None
     divided: Cohort | None = None
     network: LocalNetwork | None = None
-    for check in (config.check, partial(check_loggers, config.loggers), partial(choose_device, config)):
+    checks = (config.check, partial(check_loggers, config.loggers), partial(choose_device, config))
+    for check in (*checks, partial(_check_memory, config.memory)):
         try:
             check()
         except WholeslideError as error:
@@ -183,6 +184,11 @@ def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
     assert cohort is not None
     assert network is not None
     return cohort, network
+
+
+def _check_memory(memory: str | None) -> None:
+    if memory not in (None, "smallest"):
+        parse_memory(memory)
 
 
 def _read_cohort(config: TrainConfig) -> Cohort:

@@ -250,13 +250,11 @@ class Trainer:
                 raise self._not_finite("a gradient", ", ".join(slide.entry.file for slide in group), stage)
 
     def _not_finite(self, what: str, files: str, stage: int) -> RunError:
-        problem = RunError.single(
+        return RunError.single(
             f"{what} is no longer finite",
             where=f"{files}, stage {stage}, epoch {self.state.epochs_seen + 1}",
             remedy="begin anew with a lower --lr, or with --precision fp32",
         )
-        assert isinstance(problem, RunError)
-        return problem
 
     def _finish_epoch(self) -> None:
         """Validate, decay the rates, keep the best, save."""
