@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -22,21 +23,6 @@ GIB = 2**30
 HUB = ("huggingface.co", 443)
 """Where timm fetches pretrained weights from."""
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "lightning",
-    "openslide-python",
-    "openslide-bin",
-    "tifffile",
-    "imagecodecs",
-    "scikit-image",
-    "scikit-learn",
-    "pandas",
-    "numpy",
-    "jsonargparse",
-)
 IMPORTS = (
     "torch",
     "torchvision",
@@ -84,6 +70,16 @@ def reachable(host: str, port: int) -> bool:
         return False
 
 
+def required_packages() -> list[str]:
+    """The packages that this one declares to need, without its extras; none where it runs without being installed."""
+    try:
+        requirements = importlib.metadata.requires("wholeslide") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = [re.match(r"[\w.-]+", requirement) for requirement in requirements if "extra ==" not in requirement]
+    return [name[0] for name in names if name is not None]
+
+
 def _python() -> Check:
     found = f"wholeslide {__version__}, Python {platform.python_version()}, {platform.platform()}"
     return Check("python", "ok", found)
@@ -91,7 +87,7 @@ def _python() -> Check:
 
 def _packages() -> Check:
     found, missing = [], []
-    for package in PACKAGES:
+    for package in required_packages():
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,8 +18,8 @@ from wholeslide.slides.scale import resolve_l0_mpp, working_sampling
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.planner import make_plan
-from wholeslide.train.config import GIB
 from wholeslide.train.run import Run
+from wholeslide.train.setup import prefetch_limit
 from wholeslide.train.views import Entry
 
 USUAL = Size(10_000, 10_000)
@@ -47,9 +48,10 @@ def trained_engine(
     return StreamingEngine(network, make_plan(network, largest_size(slides, slide_config), config, device), device)
 
 
-def prefetch_bytes(memory: str | None) -> int:
-    """Most bytes of a slide that is read ahead: it comes on top of the plan, so none where memory is bounded."""
-    return GIB if memory is None else 0
+def prefetch_bytes(run: Run, engine: StreamingEngine, memory: str | None) -> int:
+    """Most bytes of a slide that is read ahead, as in training: none where the memory of a CPU is bounded."""
+    config = run.config if memory is None else replace(run.config, memory=memory)
+    return prefetch_limit(config, engine.device)
 
 
 def device_of(accelerator: str) -> torch.device:

@@ -71,7 +71,7 @@ def evaluate_run(
             cache=run.config.cache,
             on_error=note,
             progress=progress,
-            prefetch_bytes=prefetch_bytes(memory),
+            prefetch_bytes=prefetch_bytes(run, engine, memory),
         )
     if problems:
         raise SlideError(problems)

@@ -82,13 +82,14 @@ def predict(
         output = PredictionTable.resume(out, columns) if resume else PredictionTable.create(out, columns)
         found = _without(found, output.done)
     engine = trained_engine(run, entries(found.table), slide_config, memory=memory) if len(found.table) else None
+    ahead_bytes = prefetch_bytes(run, engine, memory) if engine is not None else 0
     if output is not None:
         output.write()
     rows: list[Row] = []
     problems: list[Problem] = []
     count = len(found.table) + len(found.missing)
     with progress_bar("predict", count, quiet=quiet) as progress:
-        for row, its_problems, note in _predictions(found, engine, slide_config, run, prefetch_bytes(memory)):
+        for row, its_problems, note in _predictions(found, engine, slide_config, run, ahead_bytes):
             rows.append(row)
             problems += its_problems
             if output is not None:
