@@ -410,6 +410,7 @@ def test_quick_problems_are_reported_together(manifest: Path, tmp_path: Path) ->
         lr=-1.0,
         backbone="resnet_unheard_of",
         memory="8 elephants",
+        fractions=(0.5, 0.5, 0.5),
         loggers=("csv", "wandb"),
     )
     with pytest.raises(WholeslideError) as caught:
@@ -424,8 +425,17 @@ def test_quick_problems_are_reported_together(manifest: Path, tmp_path: Path) ->
         "resnet_unheard_of",
         "not a size of memory (--memory 8 elephants)",
         "the logger 'wandb' is not installed (--loggers): run `pip install wholeslide[wandb]`, or leave it out",
+        "not a split (--fractions 0.5,0.5,0.5)",
     ):
-        assert part in text
+        assert text.count(part) == 1, part
+
+
+def test_what_two_checks_find_is_said_once(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "cohort", train=8, valid=0, test=0)
+    pd.read_csv(manifest).drop(columns="split").to_csv(manifest, index=False)
+    with pytest.raises(WholeslideError, match="not a split") as caught:
+        train(tiny_config(manifest, tmp_path / "run", fractions=(0.5, 0.5, 0.5)))
+    assert len(caught.value.problems) == 1
 
 
 def test_options_of_the_parts_are_checked(manifest: Path, tmp_path: Path) -> None:

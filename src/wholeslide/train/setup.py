@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -29,6 +30,8 @@ from wholeslide.train.validation import balanced_weights
 from wholeslide.train.views import Entry, entries, open_slide_of
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STATISTICS_PIXELS = 4_000_000
 _PLACEHOLDER = (0.5, 0.5, 0.5)
@@ -157,30 +160,24 @@ def open_resumed(config: TrainConfig) -> tuple[Run, Cohort]:
 def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
     """What can be found wrong within seconds, together. The cohort is as it was read, before a split is drawn."""
     problems: list[Problem] = []
-    cohort: Cohort | None = None
-    divided: Cohort | None = None
-    network: LocalNetwork | None = None
-    checks = (config.check, partial(check_loggers, config.loggers), partial(choose_device, config))
-    for check in (*checks, partial(_check_memory, config.memory)):
+
+    def attempt(check: Callable[[], T]) -> T | None:
         try:
-            check()
+            return check()
         except WholeslideError as error:
             problems.extend(error.problems)
-    try:
-        claim_folder(config.out, resume=config.resume)
-    except WholeslideError as error:
-        problems.extend(error.problems)
-    try:
-        cohort = _read_cohort(config)
-        divided = _divided(config, cohort)
-    except WholeslideError as error:
-        problems.extend(error.problems)
-    try:
-        network = _network(config, divided)
-    except WholeslideError as error:
-        problems.extend(problem for problem in error.problems if problem not in problems)
+            return None
+
+    attempt(config.check)
+    attempt(partial(check_loggers, config.loggers))
+    attempt(partial(choose_device, config))
+    attempt(partial(_check_memory, config.memory))
+    attempt(partial(claim_folder, config.out, resume=config.resume))
+    cohort = attempt(partial(_read_cohort, config))
+    divided = None if cohort is None else attempt(partial(_divided, config, cohort))
+    network = attempt(partial(_network, config, divided))
     if problems:
-        raise WholeslideError(problems)
+        raise WholeslideError(dict.fromkeys(problems))  # some are found by more than one check
     assert cohort is not None
     assert network is not None
     return cohort, network

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from wholeslide.metrics import score
+from wholeslide.metrics import LOWER_IS_BETTER, score
 from wholeslide.train.state import Best, EpochLoss
 
 METRICS = ("loss", "auroc", "accuracy", "balanced_accuracy", "f1")
@@ -44,8 +44,8 @@ def stage_metrics(by_stage: pd.DataFrame, *, classes: Sequence[str], unit: str) 
 
 def monitored(metrics: dict[str, float], monitor: str) -> Score:
     """The score of the chosen metric."""
-    loss = metrics["loss"]
-    return Score(-loss if monitor == "loss" else metrics[monitor], loss)
+    value = metrics[monitor]
+    return Score(-value if monitor in LOWER_IS_BETTER else value, metrics["loss"])
 
 
 def does_not_move(losses: Sequence[EpochLoss], *, constant_loss: float) -> bool:
