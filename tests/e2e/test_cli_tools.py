@@ -38,7 +38,9 @@ class TestSplitAndInspect:
         assert (tmp_path / "again.csv").read_text() == (tmp_path / "split.csv").read_text()
 
     def test_folds(self, labels: Path, tmp_path: Path) -> None:
-        assert call("split", labels, "--out", tmp_path / "folds.csv", "--folds", 5).status == 0
+        outcome = call("split", labels, "--out", tmp_path / "folds.csv", "--folds", 5)
+        assert outcome.status == 0
+        assert outcome.out.endswith(f"train {tmp_path / 'folds.csv'} --slides SLIDES --out RUN --fold 0\n")
         assert pd.read_csv(tmp_path / "folds.csv")["fold"].value_counts().to_dict() == dict.fromkeys(range(5), 4)
 
     def test_the_manifest_is_not_overwritten(self, labels: Path) -> None:

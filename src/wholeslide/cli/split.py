@@ -51,7 +51,8 @@ def run(arguments: SplitArguments) -> int:
         counts = [int((inside["label"] == name).sum()) for name in cohort.classes]
         rows.append([part, inside["patient"].nunique(), len(inside), *counts])
     print_table([column, "patients", "files", *cohort.classes], rows)
-    write(f"Written to {arguments.out}")
+    fold = " --fold 0" if column == "fold" else ""
+    write(f"Written to {arguments.out}. Next: wholeslide train {arguments.out} --slides SLIDES --out RUN{fold}")
     return 0
 
 
