@@ -327,7 +327,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         expect_run_error(
             tiny_config(manifest, run, checkpoint_minutes=0),
             f"the disk is full ({run / 'checkpoints'})",
-            "free some space, then go on with --resume",
+            "free some space and begin again, with --resume",
         )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
