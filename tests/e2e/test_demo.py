@@ -19,9 +19,12 @@ SMALL = DemoCohortConfig(train_pairs=3, valid_pairs=2, test_pairs=2, tissue_px=(
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DemoResult]:
-    """A demonstration made twice in the same folder, as `make demo` does when it is called again."""
+    """A demonstration where there was one before, as when `make demo` is called again."""
     out = tmp_path_factory.mktemp("demonstration") / "out"
-    demo(out, 0, cohort=SMALL, epochs=1, control_pairs=10)
+    for name in ("run", "slides"):
+        (out / name).mkdir(parents=True)
+        (out / name / "old.txt").write_text("of the one before")
+    (out / "demo.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     return out, demo(out, 0, cohort=SMALL, epochs=1, control_pairs=10)
 
@@ -43,6 +46,7 @@ def test_pairs_are_never_cut(found: tuple[Path, DemoResult]) -> None:
 
 def test_an_earlier_demonstration_is_replaced_and_nothing_else(found: tuple[Path, DemoResult]) -> None:
     assert (found[0] / "notes.txt").read_text() == "mine"
+    assert list(found[0].rglob("old.txt")) == []
 
 
 def test_what_is_printed(found: tuple[Path, DemoResult]) -> None:

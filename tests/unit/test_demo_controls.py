@@ -13,10 +13,9 @@ from wholeslide.demo.controls import (
     histogram_auroc,
     patch_auroc,
     render_small,
-    run_controls,
 )
 
-PAIRS = 30
+PAIRS = 20
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +38,10 @@ def leaky(drawn: tuple[list[np.ndarray], list[int], list[int]], *, spots: int, d
     return describe_slides(changed, labels, pairs, seed=0)
 
 
-def test_both_controls_fail_on_the_arrangement() -> None:
-    controls = run_controls(0, pairs=PAIRS)
-    assert [control.slides for control in controls] == [2 * PAIRS, 2 * PAIRS]
-    assert all(0.3 <= control.auroc <= 0.7 for control in controls), controls
+def test_both_controls_fail_on_the_arrangement(drawn: tuple[list[np.ndarray], list[int], list[int]]) -> None:
+    slides = describe_slides(*drawn, seed=0)
+    assert 0.3 <= histogram_auroc(slides) <= 0.7
+    assert 0.3 <= patch_auroc(slides, seed=0) <= 0.7
 
 
 def test_the_histogram_control_sees_a_difference_in_colour(

@@ -26,7 +26,7 @@ from wholeslide.demo.staining import RgbImage
 TISSUE_PX = (600, 680)
 """Sides of the controls' tissues: the same arrangements on smaller slides, so that there can be many."""
 _FOLDS = 5
-_COLOUR_BINS = 8
+_COLOUR_BINS = 32
 _COMPONENTS = 32
 _EPOCHS = 30
 _BATCH = 16
@@ -117,10 +117,10 @@ def _folds(slides: ControlSlides) -> list[tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _histogram(image: RgbImage) -> Features:
-    """Share of the pixels in each cell of an 8 by 8 by 8 grid of colours, ``(512,)``."""
-    cells = (image.reshape(-1, 3) // (256 // _COLOUR_BINS)).astype(np.int64)
-    index = (cells[:, 0] * _COLOUR_BINS + cells[:, 1]) * _COLOUR_BINS + cells[:, 2]
-    return (np.bincount(index, minlength=_COLOUR_BINS**3) / len(index)).astype(np.float32)
+    """Share of the pixels in each of 32 bins of red, green and blue, ``(96,)``."""
+    bins = (image.reshape(-1, 3) // (256 // _COLOUR_BINS)).T
+    counts = [np.bincount(channel, minlength=_COLOUR_BINS) for channel in bins]
+    return (np.concatenate(counts) / bins.shape[1]).astype(np.float32)
 
 
 def _patches(image: RgbImage) -> Features:
