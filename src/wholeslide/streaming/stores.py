@@ -50,7 +50,7 @@ class TensorStore:
 
     def read(self, cell_box: Box) -> Tensor:
         rows, columns = cell_box.rows_columns
-        region_hwc = self._features_hwc[rows, columns].contiguous().to(self._device)
+        region_hwc = self._features_hwc[rows, columns].to(self._device, copy=True)
         return region_hwc.permute(2, 0, 1)[None]
 
     def write(self, cell_box: Box, x_bchw: Tensor) -> None:
