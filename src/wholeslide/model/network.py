@@ -144,11 +144,16 @@ class LocalNetwork(nn.Module):
         symmetric padding equals the one it was trained with.
         """
         while not self._grids_suffice(size):
-            wider = size.width >= size.height
-            size = Size(size.width + wider, size.height + (not wider))
+            size = self._grown(size)
         if self.config.backbone.partition(".")[0] == LITE0:
             size = Size(size.width + (1 - size.width) % 32, size.height + (1 - size.height) % 32)
         return size
+
+    def _grown(self, size: Size) -> Size:
+        """A pixel more on the axis that gives no cell at all, else on the longer one."""
+        cells = self.feature_size(size, self.depth)
+        wider = cells.width == 0 or (cells.height > 0 and size.width >= size.height)
+        return Size(size.width + wider, size.height + (not wider))
 
     def _grids_suffice(self, size: Size) -> bool:
         for number in range(1, self.depth + 1):
