@@ -1,0 +1,201 @@
+"""Memory as people write it, plans, and what the planner makes of a limit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from wholeslide.errors import ConfigError, RunError
+from wholeslide.geometry import Size
+from wholeslide.model.config import ModelConfig
+from wholeslide.model.network import LocalNetwork, build_network
+from wholeslide.streaming import planner
+from wholeslide.streaming.config import StreamingConfig
+from wholeslide.streaming.execution import Execution, candidates
+from wholeslide.streaming.plan import Plan
+from wholeslide.streaming.planner import make_plan, parse_memory
+
+CPU = torch.device("cpu")
+LARGEST = Size(2000, 1500)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_bytes"),
+    [
+        ("8GiB", 8 * 2**30),
+        ("8gib", 8 * 2**30),
+        ("900 MB", 900 * 10**6),
+        ("1.5KiB", 1536),
+        ("12345", 12345),
+        ("12345b", 12345),
+        ("2TB", 2 * 10**12),
+        (" 3 MiB ", 3 * 2**20),
+    ],
+)
+def test_memory(text: str, expected_bytes: int) -> None:
+    assert parse_memory(text) == expected_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "8 apples", "-8GiB", "0GiB", "1e9", "8GiB 2", "8,5GiB", "nan"])
+def test_what_is_no_memory_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_memory(text)
+    assert str(caught.value) == f"not a size of memory (--memory {text}): write for example 8GiB or 900MiB"
+
+
+PLAN = Plan(
+    execution=Execution("bf16", True),
+    store="host",
+    tile_px=(512, 540, 720),
+    largest=Size(8698, 7496),
+    predicted_peak_bytes=2**30,
+    seconds_per_megapixel=1.25,
+    inference_seconds_per_megapixel=0.5,
+)
+
+
+def test_a_plan_survives_json() -> None:
+    assert Plan.from_dict(json.loads(json.dumps(PLAN.to_dict()))) == PLAN
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"execution": None},
+        {"largest": {"width": 3}},
+        {"unknown": 1},
+        {"execution": {"precision": "bf16"}},
+        {"tile_px": 5},
+    ],
+    ids=str,
+)
+def test_a_damaged_plan_is_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"not a plan \(plan.json\): start a new run"):
+        Plan.from_dict({**PLAN.to_dict(), **damage})
+
+
+def test_a_plan_says_what_a_person_wants_to_know() -> None:
+    text = "\n".join(PLAN.summary)
+    for part in ("bf16", "channels last", "host memory", "512, 540, 720", "8698x7496", "1.00 GiB"):
+        assert part in text
+
+
+@pytest.mark.parametrize(("precision", "tried"), [("auto", {"fp32", "bf16"}), ("fp64", {"fp64"}), ("bf16", {"bf16"})])
+def test_candidates(precision: Any, tried: set[str]) -> None:
+    found = candidates(precision)
+    assert {c.precision for c in found} == tried
+    assert len(found) == len(set(found)) == 2 * len(tried)
+    assert {c.channels_last for c in found} == {True, False}
+
+
+def test_types_of_an_execution() -> None:
+    assert [Execution(p, True).store_dtype for p in ("fp32", "bf16", "fp64")] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.float64,
+    ]
+    assert [Execution(p, True).parameter_dtype for p in ("fp32", "bf16", "fp64")] == [
+        torch.float32,
+        torch.float32,
+        torch.float64,
+    ]
+
+
+def test_arrangement_changes_the_layout_and_not_the_values() -> None:
+    x = torch.randn(1, 3, 4, 5)
+    last, first = Execution("fp32", True).arrange(x), Execution("fp32", False).arrange(x)
+    assert torch.equal(last, x)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert first.is_contiguous()
+
+
+@pytest.fixture(scope="module")
+def network() -> LocalNetwork:
+    return build_network(
+        ModelConfig(backbone="resnet10t", stages=2, weights="random"),
+        classes=2,
+        pixel_mean=(0.5,) * 3,
+        pixel_std=(0.2,) * 3,
+        seed=0,
+    )
+
+
+def plan(network: LocalNetwork, **config: Any) -> Plan:
+    return make_plan(network, LARGEST, StreamingConfig(precision="fp32", **config), CPU)
+
+
+def test_the_default_plan(network: LocalNetwork) -> None:
+    found = plan(network)
+    assert found.execution.precision == "fp32"
+    assert found.store == "host"
+    assert found.largest == LARGEST
+    assert len(found.tile_px) == network.depth + 1
+    assert found.seconds_per_megapixel > found.inference_seconds_per_megapixel > 0
+    assert found.predicted_peak_bytes > 0
+
+
+def test_a_tile_that_the_user_names_is_taken(network: LocalNetwork) -> None:
+    assert plan(network, tile=300).tile_px == (300, 300, 300)
+
+
+def test_more_memory_never_gives_smaller_tiles(network: LocalNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "_process_bytes", lambda *_: 100 * 2**20)
+    plans = [plan(network, memory=memory) for memory in ("900MiB", "2GiB", "16GiB")]
+    for smaller, larger in itertools.pairwise(plans):
+        assert all(a <= b for a, b in zip(smaller.tile_px, larger.tile_px, strict=True))
+        assert smaller.predicted_peak_bytes <= larger.predicted_peak_bytes
+    assert plans[0].tile_px != plans[-1].tile_px
+
+
+@pytest.mark.parametrize("memory", ["900MiB", "1500MiB", "3GiB"])
+def test_a_plan_keeps_to_the_limit(network: LocalNetwork, monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
+    held_bytes = 100 * 2**20
+    monkeypatch.setattr(planner, "_process_bytes", lambda *_: held_bytes)
+    assert plan(network, memory=memory).predicted_peak_bytes + held_bytes <= parse_memory(memory)
+
+
+def test_too_little_memory_is_refused_with_what_would_do(
+    network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "_process_bytes", lambda *_: 100 * 2**20)
+    with pytest.raises(ConfigError) as caught:
+        plan(network, memory="120MiB")
+    text = str(caught.value)
+    assert text.startswith("not enough memory for a slide of 2000x1500 pixels (--memory 120MiB): give at least ")
+    advised = re.search(r"give at least (\S+), or more --stages$", text)
+    assert advised is not None
+    assert plan(network, memory=advised[1]).tile_px  # what it names does fit
+
+
+def test_tiles_are_whole_steps_of_the_classifiers_grid(network: LocalNetwork) -> None:
+    sides = plan(network).tile_px
+    for number in (1, 2):
+        assert sides[number] % (network.stage(number).stride * network.head(number).kernel) == 0
+
+
+def test_where_features_are_kept_is_the_users_choice(network: LocalNetwork) -> None:
+    assert plan(network, store="device").store == "device"
+    assert plan(network, store="host").store == "host"
+
+
+def test_the_smallest_plan_is_not_larger_than_the_default(network: LocalNetwork) -> None:
+    smallest, default = plan(network, memory="smallest"), plan(network)
+    assert smallest.predicted_peak_bytes <= default.predicted_peak_bytes
+
+
+def test_fp64_is_planned_for_checking() -> None:
+    small = build_network(
+        ModelConfig(backbone="test_convnext", stages=1, weights="random"),
+        classes=2,
+        pixel_mean=(0.5,) * 3,
+        pixel_std=(0.2,) * 3,
+        seed=0,
+    )
+    found = make_plan(small, Size(300, 300), StreamingConfig(precision="fp64", tile=96), CPU)
+    assert found.execution.precision == "fp64"
+    assert next(small.parameters()).dtype == torch.float64

@@ -1,0 +1,66 @@
+"""Features between stages: written by tile, read by region."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wholeslide.geometry import Box, Size
+from wholeslide.streaming.stores import FeatureStore, open_store
+
+CPU = torch.device("cpu")
+
+
+def empty(dtype: torch.dtype = torch.float32) -> FeatureStore:
+    return open_store("host", Size(7, 5), 3, dtype=dtype, device=CPU)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut_x=st.integers(0, 7), cut_y=st.integers(0, 5), data=st.data())
+def test_what_tiles_write_regions_read(cut_x: int, cut_y: int, data: st.DataObject) -> None:
+    x = torch.randn(1, 3, 5, 7)
+    store = empty()
+    for left, right in ((0, cut_x), (cut_x, 7)):
+        for top, bottom in ((0, cut_y), (cut_y, 5)):
+            store.write(Box.from_edges(left, top, right, bottom), x[:, :, top:bottom, left:right])
+    left, top = data.draw(st.integers(0, 6)), data.draw(st.integers(0, 4))
+    box = Box.from_edges(left, top, data.draw(st.integers(left, 7)), data.draw(st.integers(top, 5)))
+    found = store.read(box)
+    assert found.shape == (1, 3, box.height, box.width)
+    assert torch.equal(found, x[:, :, box.top : box.bottom, box.left : box.right])
+
+
+def test_a_read_is_a_copy() -> None:
+    """Stages may work in place on what they read."""
+    store = empty()
+    everything = Box.covering(store.size)
+    store.write(everything, torch.ones(1, 3, 5, 7))
+    store.read(everything).zero_()
+    assert torch.equal(store.read(everything), torch.ones(1, 3, 5, 7))
+    part = Box(0, 0, 7, 2)
+    store.read(part).zero_()
+    assert torch.equal(store.read(part), torch.ones(1, 3, 2, 7))
+
+
+def test_features_are_rounded_to_the_stores_type() -> None:
+    store = empty(dtype=torch.bfloat16)
+    store.write(Box.covering(store.size), torch.full((1, 3, 5, 7), 1.001))
+    found = store.read(Box(0, 0, 1, 1))
+    assert found.dtype == torch.bfloat16
+    assert (found == 1).all()
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), [(torch.bfloat16, 2), (torch.float32, 4), (torch.float64, 8)])
+def test_bytes_and_their_return(dtype: torch.dtype, item_bytes: int) -> None:
+    store = empty(dtype=dtype)
+    assert store.nbytes == 7 * 5 * 3 * item_bytes
+    store.close()
+    assert store.nbytes == 0
+
+
+def test_store_on_the_device() -> None:
+    store = open_store("device", Size(2, 2), 1, dtype=torch.float32, device=CPU)
+    store.write(Box(0, 0, 2, 2), torch.ones(1, 1, 2, 2))
+    assert store.read(Box(1, 1, 1, 1)).item() == 1
