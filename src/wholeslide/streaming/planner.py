@@ -145,8 +145,8 @@ def _process_bytes(network: LocalNetwork, device: torch.device) -> int:
 
     A fixed allowance and not what is resident now: two runs of one configuration must get the same tiles.
     """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    moments = 2 * _gradient_bytes(network)
+    weights: int = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    moments: int = 2 * _gradient_bytes(network)
     return weights + moments + (_LIBRARIES_BYTES if device.type == "cpu" else 0)
 
 
