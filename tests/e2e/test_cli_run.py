@@ -114,7 +114,7 @@ class TestEvaluate:
         assert outcome.status == 0
         assert json.loads(outcome.out) == json.loads((folder / "run" / "metrics" / "test.json").read_text())
         assert (folder / "run" / "predictions" / "test.csv").read_text() == before
-        assert call("evaluate", folder / "run", "--memory", "1GiB", "--quiet").status == 0
+        assert call("evaluate", folder / "run", "--memory", "1.5GiB", "--quiet").status == 0
         again = pd.read_csv(folder / "run" / "predictions" / "test.csv")
         assert (again["prob_a"] - pd.read_csv(io.StringIO(before))["prob_a"]).abs().max() < 1e-5
 
