@@ -30,7 +30,7 @@ class DemoCohortConfig:
     side of the tissue's bounding box, in working pixels; ``seed``: every draw; ``workers``: threads that write slides.
     """
 
-    train_pairs: int = 20
+    train_pairs: int = 30
     valid_pairs: int = 6
     test_pairs: int = 22
     tissue_px: tuple[int, int] = (1060, 1400)

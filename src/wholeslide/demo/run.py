@@ -62,14 +62,14 @@ class DemoResult:
 
 
 def demo(
-    out: Path, seed: int = 0, *, cohort: DemoCohortConfig | None = None, epochs: int = 6, control_pairs: int = 104
+    out: Path, seed: int = 0, *, cohort: DemoCohortConfig | None = None, epochs: int = 5, control_pairs: int = 104
 ) -> DemoResult:
     """Run the demonstration in the folder ``out``; an earlier demonstration there is replaced.
 
     Args:
         out: Folder that gets ``slides/``, ``manifest.csv``, the run in ``run/`` and ``demo.json``.
         seed: Seed of the slides, of the training and of the controls.
-        cohort: What is generated; by default 96 slides of more than 1000 pixels a side. Its seed is not used.
+        cohort: What is generated; by default 116 slides of more than 1000 pixels a side. Its seed is not used.
         epochs: Passes over the training slides.
         control_pairs: Pairs of slides that the controls are given.
 
