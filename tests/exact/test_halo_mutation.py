@@ -40,12 +40,18 @@ NETWORKS = [
     ("resnet34", 4),
     ("resnet18", 8),
     ("convnext_atto", 4),
-    ("efficientnet_lite0", 8),
+    ("efficientnet_lite0", 16),
     ("regnetx_002", 4),
     ("resnet_tiny", 1),
     ("resnet_tiny", 2),
 ]
+SLOW_NETWORKS = [("efficientnet_lite0", 4), ("resnet34", 2), ("resnet34", 8)]
 STAGES = [(backbone, stages, number) for backbone, stages in NETWORKS for number in range(1, stages + 1)]
+SLOW_STAGES = [
+    pytest.param(backbone, stages, number, marks=pytest.mark.slow)
+    for backbone, stages in SLOW_NETWORKS
+    for number in range(1, stages + 1)
+]
 
 
 @functools.lru_cache(maxsize=1)
@@ -87,7 +93,7 @@ def strip_size(network: LocalNetwork, axis: str) -> Size:
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])
-@pytest.mark.parametrize(("backbone", "stages", "number"), STAGES)
+@pytest.mark.parametrize(("backbone", "stages", "number"), [*STAGES, *SLOW_STAGES])
 def test_shrunken_halo_is_noticed(backbone: str, stages: int, number: int, axis: str) -> None:
     network = lone_stage(backbone, stages, number)
     view = random_view(strip_size(network, axis), channels=network.stage(1).in_channels)

@@ -39,7 +39,8 @@ class Case:
     axes: Literal["x", "y", "xy"] = "xy"
 
     def __str__(self) -> str:
-        return f"{self.backbone}-K{self.stages}-{self.size}"
+        variant = "".join(f"-{key}={value}" for key, value in self.config.items() if key != "reconstruction_region_px")
+        return f"{self.backbone}-K{self.stages}-{self.size}{variant}"
 
 
 CASES = [
