@@ -1,12 +1,10 @@
-"""Give freed tiles back to the system.
+"""Keep freed memory where the next tile finds it, and give it back to the system between stages.
 
-glibc raises its own threshold for `mmap` up to 32 MiB as blocks of that size are freed, and keeps later blocks below it
-in its heap, where one small survivor pins everything under it. A streamed step allocates and frees thousands of
-tiles of a few MiB, so the resident memory would creep up to a multiple of what is in use. Fixing the thresholds
-switches that adjustment off. Elsewhere (macOS, Windows, musl) nothing is done.
-
-Memory that is mapped anew must be faulted in anew: a third of a step's time in pages of 4 KiB. Torch is therefore asked to
-map large tensors in huge pages, which takes that to a tenth; it reads the setting at its first allocation.
+A streamed step allocates and frees thousands of tensors of a few MiB. glibc maps every block above a threshold anew, and each
+new page costs a fault, in sum more than the arithmetic; blocks below it are reused, but freed ones stay resident behind the small
+ones that survive among them, so that memory creeps up to a multiple of what is in use. Both are avoided: the threshold is fixed
+at its highest (glibc would move it), so that a stage's tiles share the same pages, and what has piled up is returned
+when the stage is done. Elsewhere (macOS, Windows, musl) nothing is done.
 """
 
 from __future__ import annotations
@@ -19,21 +17,65 @@ import platform
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 
-THRESHOLD_BYTES = 1 << 20
-"""Blocks above it live in their own mapping, which `free` returns; below it a page fault costs more than it saves."""
+THRESHOLD_BYTES = 32 << 20
+"""Blocks of at least this size live in their own mapping; glibc allows no higher value."""
+
+TOLERATED_BYTES = 128 << 20
+"""Freed memory that may stay resident: giving it back and faulting it in again would cost more than it is worth."""
+
+
+_MALLINFO2 = (
+    "arena",
+    "ordblks",
+    "smblks",
+    "hblks",
+    "hblkhd",
+    "usmblks",
+    "fsmblks",
+    "uordblks",
+    "fordblks",
+    "keepcost",
+)
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What glibc says of its heaps; ``fordblks`` are the free bytes in them."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO2]
 
 
 @functools.cache
-def return_freed_memory() -> bool:
-    """Fix glibc's two thresholds for this process. May be called any number of times, before or after torch's import.
+def fix_thresholds() -> bool:
+    """Fix glibc's thresholds for this process. May be called any number of times, before or after torch's import.
 
     Returns:
-        Whether the thresholds are set: False where the C library is not glibc.
+        Whether they are set: False where the C library is not glibc.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if platform.libc_ver()[0] != "glibc":
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch maps its largest tensors in huge pages
+    library = _glibc()
+    if library is None:
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
-    mallopt.restype = ctypes.c_int
-    return bool(mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)) and bool(mallopt(M_TRIM_THRESHOLD, THRESHOLD_BYTES))
+    library.mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    return bool(library.mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)) and bool(
+        library.mallopt(M_TRIM_THRESHOLD, TOLERATED_BYTES)
+    )
+
+
+def return_freed_memory() -> None:
+    """Give free pages back to the system where there are more of them than is tolerated."""
+    library = _glibc()
+    if library is not None and library.mallinfo2().fordblks > TOLERATED_BYTES:
+        library.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """glibc 2.33 or newer."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        return None
+    library.mallinfo2.restype = _Mallinfo2
+    library.malloc_trim.argtypes = (ctypes.c_size_t,)
+    return library

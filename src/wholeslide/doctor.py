@@ -17,7 +17,7 @@ from typing import Literal
 import psutil
 
 from wholeslide import __version__
-from wholeslide.allocator import THRESHOLD_BYTES, return_freed_memory
+from wholeslide.allocator import THRESHOLD_BYTES, fix_thresholds
 
 GIB = 2**30
 HUB = ("huggingface.co", 443)
@@ -179,8 +179,8 @@ def _container_limit_bytes() -> int | None:
 
 
 def _allocator() -> Check:
-    if return_freed_memory():
-        return Check("allocator", "ok", f"glibc returns freed blocks above {THRESHOLD_BYTES >> 10} KiB")
+    if fix_thresholds():
+        return Check("allocator", "ok", f"glibc maps blocks from {THRESHOLD_BYTES >> 20} MiB on anew")
     if platform.system() == "Linux":
         remedy = "expect resident memory somewhat above the plan"
         return Check("allocator", "warn", "no glibc: freed memory may stay resident", remedy)

@@ -33,6 +33,8 @@ TOLERANCE = {"fp64": 1e-9, "fp32": 1e-3, "bf16": 5e-2}
 _CLASSES, _LABEL = 3, 1
 _FEWEST_TILES = 4
 _GROWTH_PX = 32
+#: Fewer than the fewest tiles, so that some graphs are kept and others computed twice.
+_KEPT_TILES = 2
 #: Streaming may cost this many times the whole step before ``verify`` takes larger tiles.
 _DEAREST_TILING = 24
 
@@ -77,7 +79,7 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
     execution = Execution(config.dtype, channels_last=True)
     tile_px = _tile_sides(network, config.tile, asked)
     size = telling_size(network, asked, tile_px)
-    plan = Plan(execution=execution, store="host", tile_px=tile_px, largest=size)
+    plan = Plan(execution, "host", tile_px, kept_tiles=(_KEPT_TILES,) * len(tile_px), largest=size)
     whole, streamed = _run_both(network, plan, RandomSlide(size, config.seed), config.seed)
     stages = [
         {
@@ -131,7 +133,7 @@ def redraw_weights(network: nn.Module, seed: int) -> None:
 
 def telling_size(network: LocalNetwork, size: Size, tile_px: tuple[int, ...]) -> Size:
     """The smallest size from ``size`` on at which every stage has four tiles, one with its halo clipped on no side."""
-    plan = Plan(execution=Execution("fp32", channels_last=True), store="host", tile_px=tile_px, largest=size)
+    plan = Plan(Execution("fp32", channels_last=True), "host", tile_px, kept_tiles=(0,) * len(tile_px), largest=size)
     engine = StreamingEngine(network, plan, torch.device("cpu"))
     size = network.padded_size(size)
     while not all(_telling(engine, number, size) for number in range(1, network.depth + 1)):

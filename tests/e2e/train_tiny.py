@@ -71,7 +71,7 @@ def tiny_config(manifest: Path, out: Path, **options: Any) -> TrainConfig:
 @contextmanager
 def same_arithmetic() -> Iterator[None]:
     """One thread, and a layout that no timing chooses, so that a test is the same on every machine."""
-    chosen = Execution("fp32", channels_last=False), Timing(forward_seconds=1.0, training_seconds=3.0)
+    chosen = Execution("fp32", channels_last=False), Timing(forward_seconds=1.0, backward_seconds=2.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

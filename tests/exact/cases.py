@@ -109,14 +109,19 @@ def redraw(module: nn.Module, seed: int) -> None:
 
 
 def plan_for(
-    network: LocalNetwork, tile_px: int, precision: Precision = "fp64", *, channels_last: bool = False
+    network: LocalNetwork,
+    tile_px: int,
+    precision: Precision = "fp64",
+    *,
+    kept_tiles: int = 1,
+    channels_last: bool = False,
 ) -> Plan:
-    sides = (tile_px,) * (network.depth + 1)
-    return Plan(Execution(precision, channels_last), "host", sides, Size(1, 1))
+    parts = network.depth + 1
+    return Plan(Execution(precision, channels_last), "host", (tile_px,) * parts, (kept_tiles,) * parts, Size(1, 1))
 
 
-def streaming(network: LocalNetwork, tile_px: int, precision: Precision = "fp64", **layout: bool) -> StreamingEngine:
-    return StreamingEngine(network, plan_for(network, tile_px, precision, **layout), CPU)
+def streaming(network: LocalNetwork, tile_px: int, precision: Precision = "fp64", **choices: Any) -> StreamingEngine:
+    return StreamingEngine(network, plan_for(network, tile_px, precision, **choices), CPU)
 
 
 def whole(network: LocalNetwork, precision: Precision = "fp64", *, channels_last: bool = False) -> WholeEngine:

@@ -88,16 +88,19 @@ def test_windows_hold_what_their_cells_need(
 def test_window_shapes_repeat(
     x: AxisLocality, y: AxisLocality, width: int, height: int, align: int, blocks: int
 ) -> None:
-    """At most three lengths an axis: of the first window, of those inside, and of the last."""
+    """Windows between the first and the last that no edge of the image cuts are equally long."""
     size, locality = Size(width, height), Locality(x, y)
-    assume(locality.output_size(size).area > 0)
+    output = locality.output_size(size)
+    assume(output.area > 0)
     tiles = partition(size, locality, tile_cells=align * blocks, align=align)
     first = tiles[0].cell_own
-    for axis, length, own, ends in (
-        (x, width, first.width, {(t.cell_window.left, t.cell_window.right) for t in tiles}),
-        (y, height, first.height, {(t.cell_window.top, t.cell_window.bottom) for t in tiles}),
+    columns = {(t.cell_own.right, t.cell_window.left, t.cell_window.right) for t in tiles}
+    rows = {(t.cell_own.bottom, t.cell_window.top, t.cell_window.bottom) for t in tiles}
+    for axis, length, cells, own, spans in (
+        (x, width, output.width, first.width, columns),
+        (y, height, output.height, first.height, rows),
     ):
-        inner = {stop - start for start, stop in ends if start > 0 and stop < length}
+        inner = {stop - start for own_stop, start, stop in spans if own_stop < cells and start > 0 and stop < length}
         assert inner <= {(axis.halo_before + own + axis.halo_after) * axis.stride}
 
 

@@ -52,6 +52,7 @@ PLAN = Plan(
     execution=Execution("bf16", True),
     store="host",
     tile_px=(512, 540, 720),
+    kept_tiles=(0, 2, 1),
     largest=Size(8698, 7496),
     predicted_peak_bytes=2**30,
     seconds_per_megapixel=1.25,

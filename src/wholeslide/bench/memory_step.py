@@ -23,7 +23,7 @@ from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import make_plan
 from wholeslide.streaming.reference import WholeEngine
-from wholeslide.streaming.stores import store_bytes
+from wholeslide.streaming.stores import largest_store_bytes
 from wholeslide.verify import redraw_weights
 
 _SAMPLING_SECONDS = 0.02
@@ -61,10 +61,11 @@ def measure(case: MemoryCase) -> dict[str, Any]:
         "dtype": plan.execution.precision,
         "channels_last": plan.execution.channels_last,
         "tile_px": list(plan.tile_px),
+        "kept_tiles": list(plan.kept_tiles),
         "peak_bytes": _status_bytes("VmHWM"),
         "baseline_bytes": baseline_bytes,
         "anonymous_peak_bytes": anonymous.peak_bytes,
-        "store_bytes": store_bytes(network, plan.largest, plan.execution) if case.mode == "streamed" else 0,
+        "store_bytes": largest_store_bytes(network, plan.largest, plan.execution) if case.mode == "streamed" else 0,
         "optimizer_bytes": 2 * sum(p.numel() * p.element_size() for p in trained),
         "seconds": round(seconds, 3),
         "predicted_peak_bytes": baseline_bytes + plan.predicted_peak_bytes if case.mode == "streamed" else None,

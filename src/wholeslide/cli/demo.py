@@ -24,10 +24,10 @@ class DemoArguments:
 
 def run(arguments: DemoArguments) -> int:
     """Make slides, train, evaluate, and say what was found."""
-    from wholeslide.allocator import return_freed_memory
+    from wholeslide.allocator import fix_thresholds
     from wholeslide.demo.run import demo
 
-    return_freed_memory()
+    fix_thresholds()
     for line in demo(arguments.out, arguments.seed).lines():
         write(line)
     return 0

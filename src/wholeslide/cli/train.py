@@ -23,10 +23,10 @@ class TrainArguments:
 
 def run(arguments: TrainArguments) -> int:
     """Train, or say what training would do."""
-    from wholeslide.allocator import return_freed_memory
+    from wholeslide.allocator import fix_thresholds
     from wholeslide.train.loop import dry_run, train
 
-    return_freed_memory()
+    fix_thresholds()
     if arguments.dry_run:
         for line in dry_run(arguments.train):
             write(line)

@@ -25,10 +25,10 @@ class VerifyArguments:
 
 def run(arguments: VerifyArguments) -> int:
     """Compare, and show each stage's errors; 1 where streaming is not exact."""
-    from wholeslide.allocator import return_freed_memory
+    from wholeslide.allocator import fix_thresholds
     from wholeslide.verify import verify
 
-    return_freed_memory()
+    fix_thresholds()
     check = arguments.check
     found = verify(check)
     if found["enlarged"]:

@@ -41,6 +41,13 @@ class FoldedBody:
         _add_in_place(self._structure)
         self._structure.graph.eliminate_dead_code()
         self._structure.recompile()
+        #: names of the weights and biases of convolutions and linear layers
+        self.multiplied = frozenset(
+            f"{path}.{name}"
+            for path, layer in self._structure.named_modules()
+            if isinstance(layer, nn.Conv2d | nn.Linear)
+            for name, _ in layer.named_parameters(recurse=False)
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Every tensor that a call needs, as a function of the stage's own parameters and statistics."""
@@ -71,17 +78,28 @@ class StepWeights:
     Args:
         body: of the stage.
         trained: whether gradients will be asked for.
+        dtype: what convolutions and linear layers compute in, where it is not the parameters' own. They are cast once, as
+            autocast would for every tile; gradients are summed over tiles in the leaves' type.
     """
 
-    def __init__(self, body: FoldedBody, *, trained: bool) -> None:
+    def __init__(self, body: FoldedBody, *, trained: bool, dtype: torch.dtype | None = None) -> None:
         self._body = body
         with torch.set_grad_enabled(trained):
             self._roots = body.weights()
-        self._leaves = {name: root.detach().requires_grad_(root.requires_grad) for name, root in self._roots.items()}
+            self._leaves = {
+                name: root.detach().requires_grad_(root.requires_grad) for name, root in self._roots.items()
+            }
+            cast = body.multiplied if dtype is not None else frozenset()
+            self._given = {name: leaf.to(dtype) if name in cast else leaf for name, leaf in self._leaves.items()}
 
     def __call__(self, x_bchw: Tensor) -> Tensor:
         """Run the stage on one window."""
-        return self._body(self._leaves, x_bchw)
+        return self._body(self._given, x_bchw)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What all tiles share."""
+        return [*self._leaves.values(), *self._given.values()]
 
     def backward(self) -> None:
         """Add what the tiles accumulated to the parameters' own gradients."""

@@ -127,7 +127,7 @@ class LocalNetwork(nn.Module):
     def to_input(self, pixels_hwc: np.ndarray) -> Tensor:
         """Pixels in [0, 1], (h, w, 3), normalised by the training tissue: (1, 3, h, w), channels last in memory."""
         pixels = torch.from_numpy(np.ascontiguousarray(pixels_hwc)).to(self.pixel_mean)
-        return pixels.sub(self.pixel_mean).div_(self.pixel_std).permute(2, 0, 1)[None]
+        return pixels.sub(self.pixel_mean).div_(self.pixel_std)[None].permute(0, 3, 1, 2)
 
     def feature_size(self, view_size: Size, number: int) -> Size:
         """Cells of x_k for a view of this many pixels; ``number`` 0 is the stem's output."""

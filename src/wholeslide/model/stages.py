@@ -51,9 +51,14 @@ class Stage(nn.Module):
         self.stride = input_stride * self.locality.stride
         self._folded = FoldedBody(body)
 
-    def step_weights(self, *, trained: bool) -> StepWeights:
-        """What computes this stage's tiles on one slide: the same function, with its frozen norms folded."""
-        return StepWeights(self._folded, trained=trained)
+    def step_weights(self, *, trained: bool, dtype: torch.dtype | None = None) -> StepWeights:
+        """What computes this stage's tiles on one slide: the same function, with its frozen norms folded.
+
+        Args:
+            trained: whether gradients will be asked for.
+            dtype: of the convolutions' arithmetic, where it is not that of the parameters.
+        """
+        return StepWeights(self._folded, trained=trained, dtype=dtype)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """x_{k−1} of shape (1, C, h, w) to x_k; every side of the input is taken as the image's edge."""

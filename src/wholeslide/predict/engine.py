@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from wholeslide.allocator import return_freed_memory
+from wholeslide.allocator import fix_thresholds
 from wholeslide.errors import WholeslideError
 from wholeslide.geometry import Size
 from wholeslide.slides.config import SlideConfig
@@ -37,7 +37,7 @@ def trained_engine(
         RunError: there is no checkpoint, or it is damaged.
         ConfigError: nothing fits into ``memory``.
     """
-    return_freed_memory()
+    fix_thresholds()
     network = run.load_network("best")
     device = device_of(run.config.accelerator)
     network.to(device)

@@ -3,8 +3,8 @@
 A stage is local, so each of its tiles needs only a window of the stage's input. A step takes two passes over a stage's tiles.
 The first, without gradients, writes x_k into a store and z, the coarse grid that the classifier works on. The loss on the
 whole grid then gives the gradient of every cell of z, and the decoder that of a few regions of x_k. The second pass
-recomputes each tile with gradients and sends both back into the stage's weights. No gradient with respect to a stage's input is
-ever needed, because stages are isolated.
+recomputes each tile with gradients, but for those whose graphs the plan has room to keep, and sends both back into the stage's
+weights. No gradient with respect to a stage's input is ever needed, because stages are isolated.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wholeslide.allocator import return_freed_memory
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
 from wholeslide.model.folding import StepWeights
@@ -104,6 +105,7 @@ class StreamingEngine:
             else:
                 x_next = self._forward(number, x, needs_grid=False)[0]
             x.close()
+            return_freed_memory()
             x = x_next if x_next is not None else x
         x.close()
         classes = next(p for p in probabilities if p is not None).size
@@ -119,6 +121,7 @@ class StreamingEngine:
             x_next, z_bchw = self._forward(number, x, needs_grid=True)
             assert z_bchw is not None
             x.close()
+            return_freed_memory()
             if observer is not None:
                 observer(number, x_next, z_bchw)
             logits = self.network.head(number)(z_bchw).logits
@@ -134,7 +137,7 @@ class StreamingEngine:
         stem = self.network.stem
         x = self._open_store(0, view.size)
         side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=1)
-        weights = stem.step_weights(trained=False)
+        weights = stem.step_weights(trained=False, dtype=self.plan.execution.multiplied_dtype)
         for tile in partition(view.size, stem.locality, tile_cells=side):
             pixels = self.network.to_input(view.read(tile.cell_window))
             x.write(tile.cell_own, self.run_tile(weights, pixels, tile))
@@ -147,7 +150,8 @@ class StreamingEngine:
         work = _StagePass(self, number, x_previous, trained=False)
         with torch.no_grad():
             for tile in work.tiles:
-                work.keep(tile, work.run_tile(tile), needs_grid=needs_grid)
+                own_bchw = work.run_tile(tile)
+                work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
         return work.x, work.z_bchw if needs_grid else None
 
     def run_tile(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
@@ -188,7 +192,7 @@ class _StagePass:
     def __init__(self, engine: StreamingEngine, number: int, x_previous: FeatureStore, *, trained: bool) -> None:
         self.engine, self.number, self.x_previous = engine, number, x_previous
         network = engine.network
-        self.weights = network.stage(number).step_weights(trained=trained)
+        self.weights = network.stage(number).step_weights(trained=trained, dtype=engine.plan.execution.multiplied_dtype)
         self.tiles = engine.tiles(number, x_previous.size)
         self.x_size = network.stage(number).locality.output_size(x_previous.size)
         self.x = engine._open_store(number, x_previous.size) if number < network.depth else None
@@ -212,19 +216,31 @@ class _StagePass:
         bottom, right = head.grid_length(own.bottom), head.grid_length(own.right)
         return slice(None), slice(None), slice(top, bottom), slice(left, right)
 
-    def keep(self, tile: Tile, own_bchw: Tensor, *, needs_grid: bool) -> Tensor | None:
-        """Write a tile's features and its part of the grid; the part of the grid is returned, with its graph."""
+    def grid(self, own_bchw: Tensor) -> Tensor:
+        """The part of z above a tile's own cells."""
+        return self.engine.grid(self.number, own_bchw)
+
+    def keep(self, tile: Tile, own_bchw: Tensor, grid_bchw: Tensor | None) -> None:
+        """Write a tile's features and its part of z."""
         if self.x is not None:
             self.x.write(tile.cell_own, own_bchw.detach())
-        if not needs_grid:
-            return None
-        grid = self.engine.grid(self.number, own_bchw)
-        self.z_bchw[self.grid_slices(tile)] = grid.detach()
-        return grid
+        if grid_bchw is not None:
+            self.z_bchw[self.grid_slices(tile)] = grid_bchw.detach()
+
+
+class _TileGraph(NamedTuple):
+    """A tile's own cells of x_k and its part of z, with the graph that leads back to the stage's weights."""
+
+    tile: Tile
+    own_bchw: Tensor
+    grid_bchw: Tensor
 
 
 class _StageStep:
-    """One stage's share of a training step: two passes over its tiles, with the loss between them."""
+    """One stage's share of a training step: two passes over its tiles, with the loss between them.
+
+    The last tiles of the first pass, as many as the plan allows, keep their graphs and are not computed again.
+    """
 
     def __init__(
         self, engine: StreamingEngine, objective: StageObjective, x_previous: FeatureStore, weight: float
@@ -236,25 +252,30 @@ class _StageStep:
 
     def run(self, observer: Observer | None) -> FeatureStore | None:
         """Accumulate the stage's gradients; x_k, or nothing for the last stage."""
-        work, number = self.work, self.objective.number
-        # The graph of a lone tile is kept, so that nothing is computed twice.
-        keep_graph = len(work.tiles) == 1
-        graphs: dict[Tile, tuple[Tensor, Tensor]] = {}
-        for tile in work.tiles:
-            with torch.set_grad_enabled(keep_graph):
-                own_bchw = work.run_tile(tile)
-                grid = work.keep(tile, own_bchw, needs_grid=True)
-            if keep_graph and grid is not None:
-                graphs[tile] = own_bchw, grid
+        work = self.work
+        first_kept = max(0, len(work.tiles) - self.engine.plan.kept_tiles[self.objective.number])
+        recomputed, kept = work.tiles[:first_kept], work.tiles[first_kept:]
+        with torch.no_grad():
+            for tile in recomputed:
+                work.keep(*self._graph(tile))
+        graphs = []
+        for tile in kept:
+            graphs.append(self._graph(tile))
+            work.keep(*graphs[-1])
         if observer is not None:
-            observer(number, work.x, work.z_bchw)
+            observer(self.objective.number, work.x, work.z_bchw)
         z_gradient = self._classify()
         regions, x_gradients_rchw = self._reconstruct()
-        for tile in work.tiles:
-            own_bchw, grid = graphs.pop(tile) if tile in graphs else self._recompute(tile)
-            self._backward(tile, own_bchw, grid, z_gradient, regions, x_gradients_rchw)
+        while graphs:  # each is let go as soon as it is used
+            self._backward(graphs.pop(), z_gradient, regions, x_gradients_rchw)
+        for tile in recomputed:
+            self._backward(self._graph(tile), z_gradient, regions, x_gradients_rchw)
         work.weights.backward()
         return work.x
+
+    def _graph(self, tile: Tile) -> _TileGraph:
+        own_bchw = self.work.run_tile(tile)
+        return _TileGraph(tile, own_bchw, self.work.grid(own_bchw))
 
     def _classify(self) -> Tensor:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
@@ -279,21 +300,12 @@ class _StageStep:
         self.reconstruction_loss = loss.item()
         return cell_regions, regions_rchw.grad
 
-    def _recompute(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        own_bchw = self.work.run_tile(tile)
-        return own_bchw, self.engine.grid(self.objective.number, own_bchw)
-
     def _backward(
-        self,
-        tile: Tile,
-        own_bchw: Tensor,
-        grid: Tensor,
-        z_gradient: Tensor,
-        cell_regions: list[Box],
-        x_gradients_rchw: Tensor | None,
+        self, graph: _TileGraph, z_gradient: Tensor, cell_regions: list[Box], x_gradients_rchw: Tensor | None
     ) -> None:
         """Send a tile's share of both gradients back at once."""
-        tensors, gradients = [grid], [z_gradient[self.work.grid_slices(tile)]]
+        tile, own_bchw, grid_bchw = graph
+        tensors, gradients = [grid_bchw], [z_gradient[self.work.grid_slices(tile)]]
         if x_gradients_rchw is not None and own_bchw.requires_grad:
             share = _share_of_regions(tile.cell_own, own_bchw, cell_regions, x_gradients_rchw)
             if share is not None:

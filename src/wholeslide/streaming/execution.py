@@ -39,6 +39,11 @@ class Execution:
         """Parameters and gradients stay in fp32 under bf16: they are cast inside each tile's graph."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
+    @property
+    def multiplied_dtype(self) -> torch.dtype | None:
+        """What autocast turns the weights of convolutions and linear layers into; nothing where it does not cast."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
         """Around the forward pass of one tile."""
@@ -53,10 +58,15 @@ class Execution:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a megapixel of input: of a forward pass, and of forward and backward."""
+    """Seconds a megapixel of input, of a forward and of a backward pass."""
 
     forward_seconds: float
-    training_seconds: float
+    backward_seconds: float
+
+    @property
+    def training_seconds(self) -> float:
+        """Of both."""
+        return self.forward_seconds + self.backward_seconds
 
 
 def candidates(precision: PrecisionChoice) -> list[Execution]:
@@ -74,7 +84,7 @@ def choose_execution(
     """
     rounds = [[time_execution(network, choice, device) for choice in candidates(precision)] for _ in range(_ROUNDS + 1)]
     best = [
-        Timing(min(t.forward_seconds for t in timings), min(t.training_seconds for t in timings))
+        Timing(min(t.forward_seconds for t in timings), min(t.backward_seconds for t in timings))
         for timings in zip(*rounds[1:], strict=True)  # the first round warms up
     ]
     return min(zip(candidates(precision), best, strict=True), key=lambda pair: pair[1].training_seconds)
@@ -85,21 +95,24 @@ def time_execution(network: LocalNetwork, execution: Execution, device: torch.de
     pixels = torch.zeros((1, 3, _PROBE_PX, _PROBE_PX), dtype=execution.parameter_dtype, device=device)
     forward_seconds = backward_seconds = 0.0
     begun = time.perf_counter()
+    dtype = execution.multiplied_dtype
     with torch.no_grad(), execution.autocast(device):
-        x_bchw = network.stem(execution.arrange(pixels)).to(execution.store_dtype)
+        stem = network.stem.step_weights(trained=False, dtype=dtype)
+        x_bchw = stem(execution.arrange(pixels)).to(execution.store_dtype)
     for number in range(1, network.depth + 1):
+        stage = network.stage(number).step_weights(trained=True, dtype=dtype)
         with execution.autocast(device):
-            output = network.stage(number)(execution.arrange(x_bchw)).to(execution.store_dtype)
+            output = stage(execution.arrange(x_bchw)).to(execution.store_dtype)
             grid = network.head(number).grid(output)
         forward_seconds += _elapsed(begun, device)
-        parameters = [*network.backbone_parameters(number), network.head(number).to_grid.weight]
+        leaves = [tensor for tensor in stage.tensors if tensor.is_leaf and tensor.requires_grad]
         begun = time.perf_counter()
-        torch.autograd.grad(grid.sum(), parameters, allow_unused=True)
+        torch.autograd.grad(grid.sum(), [*leaves, network.head(number).to_grid.weight], allow_unused=True)
         backward_seconds += _elapsed(begun, device)
         x_bchw = output.detach()
         begun = time.perf_counter()
     megapixels = _PROBE_PX**2 / 1e6
-    return Timing(forward_seconds / megapixels, (2 * forward_seconds + backward_seconds) / megapixels)
+    return Timing(forward_seconds / megapixels, backward_seconds / megapixels)
 
 
 def _elapsed(begun: float, device: torch.device) -> float:

@@ -15,13 +15,15 @@ from wholeslide.streaming.execution import Execution
 class Plan:
     """Everything that decides a step's arithmetic and memory.
 
-    ``tile_px`` has the side of a tile in input pixels for the stem and for each stage. ``predicted_peak_bytes`` is what a step on
-    the ``largest`` view is expected to hold above what the process held before it.
+    ``tile_px`` has the side of a tile in input pixels, and ``kept_tiles`` the number of tiles whose graphs are kept between the
+    two passes, both for the stem and for each stage (the stem has no graph). ``predicted_peak_bytes`` is what a step on the
+    ``largest`` view is expected to hold above what the process held before it.
     """
 
     execution: Execution
     store: Literal["device", "host"]
     tile_px: tuple[int, ...]
+    kept_tiles: tuple[int, ...]
     largest: Size
     predicted_peak_bytes: int = 0
     seconds_per_megapixel: float = 0.0
@@ -44,6 +46,7 @@ class Plan:
                     **values,
                     "execution": Execution(**values["execution"]),
                     "tile_px": tuple(values["tile_px"]),
+                    "kept_tiles": tuple(values["kept_tiles"]),
                     "largest": Size(**values["largest"]),
                 }
             )

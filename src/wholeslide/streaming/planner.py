@@ -7,26 +7,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from wholeslide.allocator import THRESHOLD_BYTES
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
+from wholeslide.streaming.costs import TileCost, Tiling, decoder_bytes, gradient_bytes, tile_cost
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.plan import Plan
-from wholeslide.streaming.stores import store_bytes
+from wholeslide.streaming.stores import largest_store_bytes, store_bytes
 from wholeslide.streaming.timings import remembered_execution
 
-#: Tensors saved for backward understate the peak of a tile by about this factor (kernels' workspace, gradients in flight).
-_PEAK_OVER_SAVED = 1.45
-#: Memory for one tile's graph where the user names no limit.
-_DEFAULT_TILE_BYTES = 384 * 2**20
-#: A tile smaller than this is nearly all halo.
-_SMALLEST_TILE_PX = 192
+#: Memory for tiles and graphs where the user names no limit.
+_DEFAULT_ROOM_BYTES = 2**30
 _LARGEST_TILE_PX = 8192
-#: Side of the windows on which saved tensors are counted; two, so that halos and constants fall out.
-_PROBES_PX = (384, 576)
+#: Time of a tile whose tensors are too large for the allocator to reuse, over that of a smaller one; 1.2 to 1.6 were measured.
+_COST_OF_NEW_PAGES = 1.3
+#: The stem keeps no graph: larger tiles would only take more memory.
+_LARGEST_STEM_TILE_PX = 1536
 #: Resident memory of the interpreter with torch and its kernels loaded; 1.0 GiB was measured.
 _LIBRARIES_BYTES = 1100 * 2**20
 _UNITS = {
@@ -41,10 +40,6 @@ _UNITS = {
     "gb": 10**9,
     "tb": 10**12,
 }
-#: Tensors of a decoder's input size that live at once in its forward and backward pass, losses in fp32 counted twice.
-_MAPS_OF_A_DECODER = 10
-#: Memory for one tile's graph where the user asks for the smallest plan and nothing else needs more.
-_SMALLEST_TILE_BYTES = 128 * 2**20
 
 
 def parse_memory(text: str) -> int:
@@ -79,65 +74,129 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
         network = network.double()
     execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
-    fixed_bytes = store_bytes(network, largest, execution) + _gradient_bytes(network)
-    decoder_bytes = _decoder_bytes(network, execution)
-    costs = [_tile_cost(network, number, execution, device) for number in range(network.depth + 1)]
+    stages = [_stage_needs(network, number, largest, execution, device) for number in range(network.depth + 1)]
     if config.tile is not None:
-        sides = [config.tile] * len(costs)
-    elif config.memory is None or config.memory == "smallest":
-        # Below the decoder's share, smaller tiles would lower no peak.
-        room_bytes = _DEFAULT_TILE_BYTES if config.memory is None else max(decoder_bytes, _SMALLEST_TILE_BYTES)
-        sides = [max(cost.affordable_side(room_bytes), cost.economical_side) for cost in costs]
+        choices = [_Choice(config.tile, kept_tiles=1) for _ in stages]
     else:
-        held_bytes = _process_bytes(network, device) + fixed_bytes
-        room_bytes = parse_memory(config.memory) - held_bytes
-        sides = [cost.affordable_side(room_bytes) for cost in costs]
-        if min(sides) == 0 or room_bytes < decoder_bytes:
-            needed_bytes = held_bytes + max(decoder_bytes, *(cost.peak_bytes(cost.step_px) for cost in costs))
+        budget_bytes = _budget_bytes(network, config, stages, device)
+        found = [stage.best_choice(budget_bytes) for stage in stages]
+        choices = [choice for choice in found if choice is not None]
+        if len(choices) < len(stages):
+            needed_bytes = _process_bytes(network, device) + max(stage.least_bytes for stage in stages)
             raise ConfigError.single(
                 f"not enough memory for a slide of {largest} pixels",
                 where=f"--memory {config.memory}",
                 remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
             )
-    longest = max(largest.width, largest.height)
+    trained = list(zip(stages, choices, strict=True))[1:]
+    twice = sum(stage.computed_twice(choice) for stage, choice in trained) / len(trained)
     return Plan(
         execution=execution,
         store=_place(config, network, largest, execution, device),
-        tile_px=tuple(sides),
+        tile_px=tuple(choice.side_px for choice in choices),
+        kept_tiles=tuple(choice.kept_tiles for choice in choices),
         largest=largest,
-        predicted_peak_bytes=fixed_bytes
-        + max(decoder_bytes, *(cost.peak_bytes(min(side, longest)) for cost, side in zip(costs, sides, strict=True))),
-        seconds_per_megapixel=timing.training_seconds,
+        predicted_peak_bytes=max(stage.peak_bytes(choice) for stage, choice in zip(stages, choices, strict=True)),
+        seconds_per_megapixel=timing.training_seconds + twice * timing.forward_seconds,
         inference_seconds_per_megapixel=timing.forward_seconds,
     )
 
 
 @dataclass(frozen=True)
-class _TileCost:
-    """Memory of one tile of the stem or of a stage: ``constant_bytes`` and so many more for each pixel of its window.
+class _Choice:
+    """How a stage is cut into tiles, and how many of them keep their graphs."""
 
-    Tiles grow by ``step_px``; their halo adds ``halo_px`` to a side.
+    side_px: int
+    kept_tiles: int
+
+
+@dataclass(frozen=True)
+class _StageNeeds:
+    """Memory that a step holds while it is at one stage, or at the stem.
+
+    ``fixed_bytes`` are those of stores and of all gradients; the decoder's are taken between the two passes.
     """
 
-    constant_bytes: float
-    bytes_per_pixel: float
-    step_px: int
-    halo_px: int
+    cost: TileCost
+    view: Size
+    fixed_bytes: int
+    decoder_bytes: int
+    is_stem: bool
 
-    def peak_bytes(self, side_px: int) -> int:
-        side_px = -(-side_px // self.step_px) * self.step_px
-        return int(_PEAK_OVER_SAVED * (self.constant_bytes + self.bytes_per_pixel * (side_px + self.halo_px) ** 2))
+    def best_choice(self, budget_bytes: int) -> _Choice | None:
+        """The tiles that cost the least computing within ``budget_bytes``; nothing where none fits."""
+        feasible = []
+        for side_px in self._sides():
+            tiling = self.cost.tiling(self.view, side_px)
+            kept = self._affordable_kept(tiling, budget_bytes - self.fixed_bytes)
+            if kept is not None:
+                # One forward pass over all windows, two for backward, and one where a tile is computed twice.
+                work = tiling.window.area * (4 * tiling.tiles - kept)
+                if self.cost.largest_map_bytes(tiling.window) >= THRESHOLD_BYTES:
+                    work = int(work * _COST_OF_NEW_PAGES)
+                feasible.append((work, _Choice(side_px, kept)))
+        return min(feasible, key=lambda pair: pair[0])[1] if feasible else None
 
-    def affordable_side(self, tile_bytes: int) -> int:
-        """The largest side whose peak fits; zero where not even the smallest does."""
-        room_bytes = tile_bytes / _PEAK_OVER_SAVED - self.constant_bytes
-        side_px = int(max(0.0, room_bytes / self.bytes_per_pixel) ** 0.5) - self.halo_px
-        return min(_LARGEST_TILE_PX, max(0, side_px)) // self.step_px * self.step_px
+    def peak_bytes(self, choice: _Choice) -> int:
+        """Of a step on the largest view."""
+        tiling = self.cost.tiling(self.view, choice.side_px)
+        graph_bytes, flight_bytes = self.cost.graph_bytes(tiling.window), self.cost.flight_bytes(tiling.window)
+        kept_bytes = min(choice.kept_tiles, tiling.tiles) * graph_bytes
+        return self.fixed_bytes + max(max(kept_bytes, graph_bytes) + flight_bytes, kept_bytes + self.decoder_bytes)
+
+    def computed_twice(self, choice: _Choice) -> float:
+        """The share of the largest view's tiles that keep no graph."""
+        return 1 - min(1.0, choice.kept_tiles / self.cost.tiling(self.view, choice.side_px).tiles)
 
     @property
-    def economical_side(self) -> int:
-        """As large as its halo: a window at most four times what the tile owns."""
-        return -(-max(self.halo_px, _SMALLEST_TILE_PX) // self.step_px) * self.step_px
+    def least_bytes(self) -> int:
+        """With the smallest tiles and no graph kept."""
+        return min(self.peak_bytes(_Choice(side_px, 0)) for side_px in self._sides())
+
+    @property
+    def economical_bytes(self) -> int:
+        """With the smallest tiles that are not nearly all halo, and no graph kept."""
+        return self.peak_bytes(_Choice(self.cost.economical_side, 0))
+
+    def _affordable_kept(self, tiling: Tiling, room_bytes: int) -> int | None:
+        """Tiles that may keep their graphs; nothing where not even one can be computed."""
+        graph_bytes, flight_bytes = self.cost.graph_bytes(tiling.window), self.cost.flight_bytes(tiling.window)
+        if graph_bytes + flight_bytes > room_bytes or self.decoder_bytes > room_bytes:
+            return None
+        if self.is_stem:
+            return 0
+        return min(tiling.tiles, (room_bytes - max(flight_bytes, self.decoder_bytes)) // max(1, graph_bytes))
+
+    def _sides(self) -> list[int]:
+        """Even shares of the view's longer side, from one tile down to the smallest."""
+        longest = max(self.view.width, self.view.height)
+        most = -(-longest // self.cost.step_px)
+        sides = {self.cost.rounded(-(-longest // count)) for count in range(1, most + 1)}
+        largest = _LARGEST_STEM_TILE_PX if self.is_stem else _LARGEST_TILE_PX
+        return sorted((side for side in sides if side <= max(largest, self.cost.step_px)), reverse=True)
+
+
+def _stage_needs(
+    network: LocalNetwork, number: int, view: Size, execution: Execution, device: torch.device
+) -> _StageNeeds:
+    return _StageNeeds(
+        cost=tile_cost(network, number, execution, device),
+        view=view,
+        fixed_bytes=store_bytes(network, view, number, execution) + gradient_bytes(network),
+        decoder_bytes=decoder_bytes(network, number, execution),
+        is_stem=number == 0,
+    )
+
+
+def _budget_bytes(
+    network: LocalNetwork, config: StreamingConfig, stages: list[_StageNeeds], device: torch.device
+) -> int:
+    """What a step may hold above the process."""
+    if config.memory is None:
+        return max(stage.economical_bytes for stage in stages) + _DEFAULT_ROOM_BYTES
+    if config.memory == "smallest":
+        return max(stage.economical_bytes for stage in stages)
+    return parse_memory(config.memory) - _process_bytes(network, device)
 
 
 def _process_bytes(network: LocalNetwork, device: torch.device) -> int:
@@ -146,58 +205,7 @@ def _process_bytes(network: LocalNetwork, device: torch.device) -> int:
     A fixed allowance and not what is resident now: two runs of one configuration must get the same tiles.
     """
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    moments: int = 2 * _gradient_bytes(network)
-    return weights + moments + (_LIBRARIES_BYTES if device.type == "cpu" else 0)
-
-
-def _gradient_bytes(network: LocalNetwork) -> int:
-    return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
-
-
-def _decoder_bytes(network: LocalNetwork, execution: Execution) -> int:
-    """The largest batch of regions on its way through a decoder and back."""
-    config, largest_map_bytes = network.config, 0
-    for number in range(1, network.depth):
-        decoder = network.decoder(number)
-        if decoder is not None:
-            stage = network.stage(number)
-            cells = (config.reconstruction_region_px // stage.stride * decoder.stride) ** 2
-            map_bytes = cells * config.reconstruction_regions * stage.out_channels * execution.store_dtype.itemsize
-            largest_map_bytes = max(largest_map_bytes, map_bytes)
-    return _MAPS_OF_A_DECODER * largest_map_bytes
-
-
-def _tile_cost(network: LocalNetwork, number: int, execution: Execution, device: torch.device) -> _TileCost:
-    """Count what the graph of a window keeps, at two sizes; for the stem (``number`` 0), what passes through it."""
-    part = network.stage(number) if number else network.stem
-    step_px = part.stride * (network.head(number).kernel if number else 1)
-    cell_px = part.stride // part.locality.stride
-    small_bytes, large_bytes = (_window_bytes(network, number, px // cell_px, execution, device) for px in _PROBES_PX)
-    small_px, large_px = ((px // cell_px * cell_px) ** 2 for px in _PROBES_PX)
-    bytes_per_pixel = (large_bytes - small_bytes) / (large_px - small_px)
-    halo_cells = max(axis.halo_before + axis.halo_after for axis in (part.locality.x, part.locality.y))
-    constant_bytes = max(0.0, small_bytes - bytes_per_pixel * small_px)
-    return _TileCost(constant_bytes, bytes_per_pixel, step_px, halo_cells * part.stride)
-
-
-def _window_bytes(network: LocalNetwork, number: int, cells: int, execution: Execution, device: torch.device) -> int:
-    """Bytes of a square window's input, of what its graph saves for backward, and of three tensors in flight."""
-    saved_bytes: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved_bytes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    part = network.stage(number) if number else network.stem
-    dtype = execution.store_dtype if number else execution.parameter_dtype
-    x_bchw = execution.arrange(torch.zeros((1, part.in_channels, cells, cells), dtype=dtype, device=device))
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with torch.set_grad_enabled(number > 0), hooks, execution.autocast(device):
-        output = part(x_bchw)
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept = sum(size for key, size in saved_bytes.items() if key not in own)
-    return kept + 3 * int(output.nbytes) + int(x_bchw.nbytes)
+    return weights + 2 * gradient_bytes(network) + (_LIBRARIES_BYTES if device.type == "cpu" else 0)
 
 
 def _place(
@@ -208,4 +216,4 @@ def _place(
     if device.type != "cuda":
         return "host"
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return "device" if 2 * store_bytes(network, largest, execution) < free_bytes else "host"
+    return "device" if 2 * largest_store_bytes(network, largest, execution) < free_bytes else "host"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -51,7 +50,7 @@ class TensorStore:
     def read(self, cell_box: Box) -> Tensor:
         rows, columns = cell_box.rows_columns
         region_hwc = self._features_hwc[rows, columns].to(self._device, copy=True)
-        return region_hwc.permute(2, 0, 1)[None]
+        return region_hwc[None].permute(0, 3, 1, 2)
 
     def write(self, cell_box: Box, x_bchw: Tensor) -> None:
         rows, columns = cell_box.rows_columns
@@ -73,11 +72,18 @@ def open_store(
     return TensorStore(size, channels, dtype=dtype, place=where, device=device)
 
 
-def store_bytes(network: LocalNetwork, largest: Size, execution: Execution) -> int:
-    """The two largest neighbouring stores: x_{k−1} and x_k live together."""
-    item = execution.store_dtype.itemsize
-    sizes = [network.feature_size(largest, 0).area * network.stem.out_channels * item]
-    for number in range(1, network.depth):
-        sizes.append(network.feature_size(largest, number).area * network.stage(number).out_channels * item)
-    sizes.append(0)
-    return max(a + b for a, b in pairwise(sizes))
+def store_bytes(network: LocalNetwork, view: Size, number: int, execution: Execution) -> int:
+    """Bytes of the stores that are open while stage ``number`` (0 for the stem) is computed: its input's and its output's."""
+
+    def of(k: int) -> int:
+        if not 0 <= k < network.depth:
+            return 0  # pixels are not stored, and nobody reads the last stage's features
+        channels = network.stage(k).out_channels if k else network.stem.out_channels
+        return network.feature_size(view, k).area * channels * execution.store_dtype.itemsize
+
+    return of(number - 1) + of(number)
+
+
+def largest_store_bytes(network: LocalNetwork, view: Size, execution: Execution) -> int:
+    """Bytes of the stores at the moment of a step when they are largest."""
+    return max(store_bytes(network, view, number, execution) for number in range(network.depth + 1))

@@ -1,0 +1,148 @@
+"""What the tiles of a stage cost in memory, counted on small windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wholeslide.geometry import Size
+from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.execution import Execution
+
+#: Sides of the windows on which tensors are counted; two, so that halos and constants fall out.
+_PROBES_PX = (384, 576)
+#: Tensors as large as the largest of a graph that are in flight besides it: gradients and the kernels' workspace.
+_IN_FLIGHT = 3
+#: Tensors of a decoder's input size that live at once in its forward and backward pass, losses in fp32 counted twice.
+_MAPS_OF_A_DECODER = 10
+#: A tile smaller than this is nearly all halo.
+_SMALLEST_TILE_PX = 192
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """Bytes of something in a window of so many pixels."""
+
+    constant: float
+    per_pixel: float
+
+    def of(self, pixels: int) -> int:
+        return int(self.constant + self.per_pixel * pixels)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How many tiles a view is cut into, and the largest window of one, in pixels."""
+
+    tiles: int
+    window: Size
+
+
+@dataclass(frozen=True)
+class TileCost:
+    """Memory of one tile of the stem or of a stage, by its window.
+
+    A tile's side is a multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window.
+    """
+
+    graph: _Bytes
+    flight: _Bytes
+    step_px: int
+    halo_px: int
+
+    def graph_bytes(self, window: Size) -> int:
+        """What stays between the two passes where the tile is kept."""
+        return self.graph.of(window.area)
+
+    def flight_bytes(self, window: Size) -> int:
+        """What comes on top while the tile is computed."""
+        return self.flight.of(window.area)
+
+    def largest_map_bytes(self, window: Size) -> int:
+        """Of any one tensor of the graph."""
+        return self.flight.of(window.area) // _IN_FLIGHT
+
+    def tiling(self, view: Size, side_px: int) -> Tiling:
+        """Even shares of a view for tiles of at most ``side_px``."""
+        (columns, width), (rows, height) = (self._shares(length, side_px) for length in (view.width, view.height))
+        return Tiling(columns * rows, Size(width, height))
+
+    def _shares(self, length_px: int, side_px: int) -> tuple[int, int]:
+        """Tiles along an axis and the length of the largest window."""
+        own_px = self.rounded(-(-length_px // -(-length_px // self.rounded(side_px))))
+        return -(-length_px // own_px), min(own_px + self.halo_px, length_px)
+
+    def rounded(self, side_px: int) -> int:
+        """The side, rounded up to whole steps."""
+        return -(-side_px // self.step_px) * self.step_px
+
+    @property
+    def economical_side(self) -> int:
+        """As large as its halo: a window at most four times what the tile owns."""
+        return self.rounded(max(self.halo_px, _SMALLEST_TILE_PX))
+
+
+def tile_cost(network: LocalNetwork, number: int, execution: Execution, device: torch.device) -> TileCost:
+    """Of a tile of stage ``number``, or of the stem (0), which has no graph."""
+    part = network.stage(number) if number else network.stem
+    step_px = part.stride * (network.head(number).kernel if number else 1)
+    cell_px = part.stride // part.locality.stride
+    sides = [px // cell_px for px in _PROBES_PX]
+    counted = [_window_bytes(network, number, cells, execution, device) for cells in sides]
+    small_px, large_px = ((cells * cell_px) ** 2 for cells in sides)
+    graph, flight = (
+        _Bytes(
+            max(0.0, small - (large - small) / (large_px - small_px) * small_px),
+            (large - small) / (large_px - small_px),
+        )
+        for small, large in zip(*counted, strict=True)
+    )
+    halo_cells = max(axis.halo_before + axis.halo_after for axis in (part.locality.x, part.locality.y))
+    return TileCost(graph, flight, step_px, halo_cells * part.stride)
+
+
+def decoder_bytes(network: LocalNetwork, number: int, execution: Execution) -> int:
+    """The regions of stage ``number`` on their way through its decoder and back."""
+    decoder = network.decoder(number) if number else None
+    if decoder is None:
+        return 0
+    config, stage = network.config, network.stage(number)
+    cells = (config.reconstruction_region_px // stage.stride * decoder.stride) ** 2
+    map_bytes = cells * config.reconstruction_regions * stage.out_channels * execution.store_dtype.itemsize
+    return _MAPS_OF_A_DECODER * map_bytes
+
+
+def gradient_bytes(network: LocalNetwork) -> int:
+    """Of all trained parameters."""
+    return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+
+
+def _window_bytes(
+    network: LocalNetwork, number: int, cells: int, execution: Execution, device: torch.device
+) -> tuple[int, int]:
+    """Bytes of the graph of a square window, its input included, and of what is in flight while it is computed."""
+    saved_bytes: dict[int, int] = {}
+    feature_bytes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved_bytes[storage.data_ptr()] = storage.nbytes()
+        if tensor.ndim == 4 and tensor.shape[0] == 1:  # and not a convolution's weights in another type
+            feature_bytes.append(int(tensor.nbytes))
+        return tensor
+
+    part = network.stage(number) if number else network.stem
+    dtype = execution.store_dtype if number else execution.parameter_dtype
+    x_bchw = execution.arrange(torch.zeros((1, part.in_channels, cells, cells), dtype=dtype, device=device))
+    weights = part.step_weights(trained=number > 0, dtype=execution.multiplied_dtype)
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with torch.set_grad_enabled(number > 0), hooks, execution.autocast(device):
+        output = weights(x_bchw)
+        grid = network.head(number).grid(output) if number else None
+    if grid is None:
+        return 0, _IN_FLIGHT * int(output.nbytes) + 2 * int(x_bchw.nbytes)
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *weights.tensors)}
+    graph_bytes = sum(size for key, size in saved_bytes.items() if key not in held)
+    return graph_bytes, _IN_FLIGHT * max(feature_bytes)
