@@ -110,6 +110,7 @@ def test_pixels_are_normalised_by_the_training_tissue() -> None:
     x = build().to_input(pixels)
     assert x.shape == (1, 3, 2, 3)
     assert x[0, :, 1, 2].tolist() == pytest.approx([1.0, 0.0, 1.0], abs=1e-6)
+    assert x.stride() == (2 * 3 * 3, 1, 3 * 3, 3)  # channels last, the batch's stride included
 
 
 def test_state_holds_the_normalisation_and_the_class_weights() -> None:

@@ -64,3 +64,8 @@ def test_store_on_the_device() -> None:
     store = open_store("device", Size(2, 2), 1, dtype=torch.float32, device=CPU)
     store.write(Box(0, 0, 2, 2), torch.ones(1, 1, 2, 2))
     assert store.read(Box(1, 1, 1, 1)).item() == 1
+
+
+def test_a_read_is_channels_last_in_every_stride() -> None:
+    """Convolutions look at the batch's stride, too: where it does not fit, they run channels first."""
+    assert empty().read(Box(1, 1, 4, 3)).stride() == (4 * 3 * 3, 1, 4 * 3, 3)

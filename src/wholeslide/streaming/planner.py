@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from wholeslide.allocator import THRESHOLD_BYTES
+from wholeslide.allocator import TOLERATED_BYTES
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
@@ -22,8 +22,8 @@ from wholeslide.streaming.timings import remembered_execution
 #: Memory for tiles and graphs where the user names no limit.
 _DEFAULT_ROOM_BYTES = 2**30
 _LARGEST_TILE_PX = 8192
-#: Time of a tile whose tensors are too large for the allocator to reuse, over that of a smaller one; 1.2 to 1.6 were measured.
-_COST_OF_NEW_PAGES = 1.3
+#: Tensors above this leave the cache before they are read again: such tiles take about so many times as long.
+_CACHED_BYTES, _COST_OF_CACHE_MISSES = 8 * 2**20, 1.15
 #: The stem keeps no graph: larger tiles would only take more memory.
 _LARGEST_STEM_TILE_PX = 1536
 #: Resident memory of the interpreter with torch and its kernels loaded; 1.0 GiB was measured.
@@ -114,7 +114,8 @@ class _Choice:
 class _StageNeeds:
     """Memory that a step holds while it is at one stage, or at the stem.
 
-    ``fixed_bytes`` are those of stores and of all gradients; the decoder's are taken between the two passes.
+    ``fixed_bytes`` are those of stores, of all gradients and of freed memory that stays resident; the decoder's are taken
+    between the two passes.
     """
 
     cost: TileCost
@@ -132,8 +133,8 @@ class _StageNeeds:
             if kept is not None:
                 # One forward pass over all windows, two for backward, and one where a tile is computed twice.
                 work = tiling.window.area * (4 * tiling.tiles - kept)
-                if self.cost.largest_map_bytes(tiling.window) >= THRESHOLD_BYTES:
-                    work = int(work * _COST_OF_NEW_PAGES)
+                if self.cost.largest_map_bytes(tiling.window) > _CACHED_BYTES:
+                    work = int(work * _COST_OF_CACHE_MISSES)
                 feasible.append((work, _Choice(side_px, kept)))
         return min(feasible, key=lambda pair: pair[0])[1] if feasible else None
 
@@ -179,10 +180,11 @@ class _StageNeeds:
 def _stage_needs(
     network: LocalNetwork, number: int, view: Size, execution: Execution, device: torch.device
 ) -> _StageNeeds:
+    freed_bytes = TOLERATED_BYTES if device.type == "cpu" else 0
     return _StageNeeds(
         cost=tile_cost(network, number, execution, device),
         view=view,
-        fixed_bytes=store_bytes(network, view, number, execution) + gradient_bytes(network),
+        fixed_bytes=store_bytes(network, view, number, execution) + gradient_bytes(network) + freed_bytes,
         decoder_bytes=decoder_bytes(network, number, execution),
         is_stem=number == 0,
     )
