@@ -20,9 +20,8 @@ M_MMAP_THRESHOLD = -3
 THRESHOLD_BYTES = 32 << 20
 """Blocks of at least this size live in their own mapping; glibc allows no higher value."""
 
-TOLERATED_BYTES = 128 << 20
-"""Freed memory that may stay resident: giving it back and faulting it in again would cost more than it is worth."""
-
+NEVER_BYTES = 1 << 30
+"""`free` gives nothing back by itself up to here: :func:`return_freed_memory` does."""
 
 _MALLINFO2 = (
     "arena",
@@ -57,14 +56,17 @@ def fix_thresholds() -> bool:
         return False
     library.mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
     return bool(library.mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)) and bool(
-        library.mallopt(M_TRIM_THRESHOLD, TOLERATED_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, NEVER_BYTES)
     )
 
 
-def return_freed_memory() -> None:
-    """Give free pages back to the system where there are more of them than is tolerated."""
+def return_freed_memory(tolerated_bytes: int) -> None:
+    """Give free pages back to the system where there are more of them than ``tolerated_bytes``.
+
+    What is given back has to be faulted in again when it is next used.
+    """
     library = _glibc()
-    if library is not None and library.mallinfo2().fordblks > TOLERATED_BYTES:
+    if library is not None and library.mallinfo2().fordblks > tolerated_bytes:
         library.malloc_trim(0)
 
 

@@ -33,7 +33,7 @@ for _ in range(48):                     # then each big block is followed by a s
 held = [small for _, small in held]
 del big
 if sys.argv[1] == "fixed":
-    return_freed_memory()
+    return_freed_memory(16 << 20)
 print(resident() - before)
 """
 
@@ -64,4 +64,4 @@ def another_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("another_library")
 def test_does_nothing_elsewhere() -> None:
     assert fix_thresholds.__wrapped__() is False
-    return_freed_memory()
+    return_freed_memory(16 << 20)

@@ -105,7 +105,7 @@ class StreamingEngine:
             else:
                 x_next = self._forward(number, x, needs_grid=False)[0]
             x.close()
-            return_freed_memory()
+            self._tidy()
             x = x_next if x_next is not None else x
         x.close()
         classes = next(p for p in probabilities if p is not None).size
@@ -121,7 +121,7 @@ class StreamingEngine:
             x_next, z_bchw = self._forward(number, x, needs_grid=True)
             assert z_bchw is not None
             x.close()
-            return_freed_memory()
+            self._tidy()
             if observer is not None:
                 observer(number, x_next, z_bchw)
             logits = self.network.head(number)(z_bchw).logits
@@ -153,6 +153,11 @@ class StreamingEngine:
                 own_bchw = work.run_tile(tile)
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
         return work.x, work.z_bchw if needs_grid else None
+
+    def _tidy(self) -> None:
+        """Between stages: the next one's tensors have other sizes, and would not fit where these were."""
+        if self.device.type == "cpu":
+            return_freed_memory(self.plan.freed_bytes)
 
     def run_tile(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""

@@ -16,8 +16,9 @@ class Plan:
     """Everything that decides a step's arithmetic and memory.
 
     ``tile_px`` has the side of a tile in input pixels, and ``kept_tiles`` the number of tiles whose graphs are kept between the
-    two passes, both for the stem and for each stage (the stem has no graph). ``predicted_peak_bytes`` is what a step on the
-    ``largest`` view is expected to hold above what the process held before it.
+    two passes, both for the stem and for each stage (the stem has no graph). ``freed_bytes`` of host memory may stay resident
+    between stages, to be used again. ``predicted_peak_bytes`` is what a step on the ``largest`` view is expected to hold above
+    what the process held before it.
     """
 
     execution: Execution
@@ -25,6 +26,7 @@ class Plan:
     tile_px: tuple[int, ...]
     kept_tiles: tuple[int, ...]
     largest: Size
+    freed_bytes: int = 0
     predicted_peak_bytes: int = 0
     seconds_per_megapixel: float = 0.0
     inference_seconds_per_megapixel: float = 0.0

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from wholeslide.allocator import TOLERATED_BYTES
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
@@ -21,6 +20,8 @@ from wholeslide.streaming.timings import remembered_execution
 
 #: Memory for tiles and graphs where the user names no limit.
 _DEFAULT_ROOM_BYTES = 2**30
+#: Freed memory that may stay resident on a CPU: the more, the fewer page faults. Without a limit, and with one.
+_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES = 2048 * 2**20, 128 * 2**20
 _LARGEST_TILE_PX = 8192
 #: Tensors above this leave the cache before they are read again: such tiles take about so many times as long.
 _CACHED_BYTES, _COST_OF_CACHE_MISSES = 8 * 2**20, 1.15
@@ -74,7 +75,10 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
         network = network.double()
     execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
-    stages = [_stage_needs(network, number, largest, execution, device) for number in range(network.depth + 1)]
+    freed_bytes = _freed_bytes(config, device)
+    stages = [
+        _stage_needs(network, number, largest, execution, device, freed_bytes) for number in range(network.depth + 1)
+    ]
     if config.tile is not None:
         choices = [_Choice(config.tile, kept_tiles=1) for _ in stages]
     else:
@@ -96,6 +100,7 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
         tile_px=tuple(choice.side_px for choice in choices),
         kept_tiles=tuple(choice.kept_tiles for choice in choices),
         largest=largest,
+        freed_bytes=freed_bytes,
         predicted_peak_bytes=max(stage.peak_bytes(choice) for stage, choice in zip(stages, choices, strict=True)),
         seconds_per_megapixel=timing.training_seconds + twice * timing.forward_seconds,
         inference_seconds_per_megapixel=timing.forward_seconds,
@@ -178,9 +183,8 @@ class _StageNeeds:
 
 
 def _stage_needs(
-    network: LocalNetwork, number: int, view: Size, execution: Execution, device: torch.device
+    network: LocalNetwork, number: int, view: Size, execution: Execution, device: torch.device, freed_bytes: int
 ) -> _StageNeeds:
-    freed_bytes = TOLERATED_BYTES if device.type == "cpu" else 0
     return _StageNeeds(
         cost=tile_cost(network, number, execution, device),
         view=view,
@@ -188,6 +192,12 @@ def _stage_needs(
         decoder_bytes=decoder_bytes(network, number, execution),
         is_stem=number == 0,
     )
+
+
+def _freed_bytes(config: StreamingConfig, device: torch.device) -> int:
+    if device.type != "cpu":
+        return 0
+    return _DEFAULT_FREED_BYTES if config.memory is None else _LIMITED_FREED_BYTES
 
 
 def _budget_bytes(
