@@ -113,11 +113,11 @@ def plan_for(
     tile_px: int,
     precision: Precision = "fp64",
     *,
-    kept_tiles: int = 1,
+    kept_px: int = 0,
     channels_last: bool = False,
 ) -> Plan:
     parts = network.depth + 1
-    return Plan(Execution(precision, channels_last), "host", (tile_px,) * parts, (kept_tiles,) * parts, Size(1, 1))
+    return Plan(Execution(precision, channels_last), "host", (tile_px,) * parts, (kept_px,) * parts, Size(1, 1))
 
 
 def streaming(network: LocalNetwork, tile_px: int, precision: Precision = "fp64", **choices: Any) -> StreamingEngine:
@@ -125,7 +125,7 @@ def streaming(network: LocalNetwork, tile_px: int, precision: Precision = "fp64"
 
 
 def whole(network: LocalNetwork, precision: Precision = "fp64", *, channels_last: bool = False) -> WholeEngine:
-    return WholeEngine(network, Execution(precision, channels_last), CPU)
+    return WholeEngine(network, Execution(precision, channels_last), CPU, record=True)
 
 
 def gradients_of(network: LocalNetwork) -> dict[str, Tensor]:

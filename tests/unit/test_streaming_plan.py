@@ -16,9 +16,12 @@ from wholeslide.model.config import ModelConfig
 from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.streaming import planner
 from wholeslide.streaming.config import StreamingConfig
+from wholeslide.streaming.costs import tile_cost
 from wholeslide.streaming.execution import Execution, candidates
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import make_plan, parse_memory
+from wholeslide.streaming.stores import store_bytes
+from wholeslide.streaming.tiles import partition, tile_side
 
 CPU = torch.device("cpu")
 LARGEST = Size(2000, 1500)
@@ -52,7 +55,7 @@ PLAN = Plan(
     execution=Execution("bf16", True),
     store="host",
     tile_px=(512, 540, 720),
-    kept_tiles=(0, 2, 1),
+    kept_px=(0, 200_000, 1_000_000),
     largest=Size(8698, 7496),
     predicted_peak_bytes=2**30,
     seconds_per_megapixel=1.25,
@@ -144,27 +147,64 @@ def test_a_tile_that_the_user_names_is_taken(network: LocalNetwork) -> None:
     assert plan(network, tile=300).tile_px == (300, 300, 300)
 
 
-def test_more_memory_never_costs_more_computing(network: LocalNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "_process_bytes", lambda *_: 100 * 2**20)
-    plans = [plan(network, memory=memory) for memory in ("720MiB", "900MiB", "16GiB")]
+def test_more_memory_never_costs_more_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without decoders, which need so much that graphs fit beside.
+    config = ModelConfig(backbone="resnet10t", stages=2, weights="random", reconstruction=False)
+    network = build_network(config, classes=2, pixel_mean=(0.5,) * 3, pixel_std=(0.2,) * 3, seed=0)
+    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: 100 * 2**20)
+    plans = [plan(network, memory=memory) for memory in ("450MiB", "550MiB", "16GiB")]
     for smaller, larger in itertools.pairwise(plans):
         assert smaller.seconds_per_megapixel >= larger.seconds_per_megapixel
         assert smaller.predicted_peak_bytes <= larger.predicted_peak_bytes
     assert plans[0].seconds_per_megapixel > plans[-1].seconds_per_megapixel  # something is computed twice
-    assert min(plans[-1].kept_tiles[1:]) > 0
+    assert min(plans[-1].kept_px[1:]) > 0
 
 
 @pytest.mark.parametrize("memory", ["900MiB", "1500MiB", "3GiB"])
 def test_a_plan_keeps_to_the_limit(network: LocalNetwork, monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
     held_bytes = 100 * 2**20
-    monkeypatch.setattr(planner, "_process_bytes", lambda *_: held_bytes)
+    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: held_bytes)
     assert plan(network, memory=memory).predicted_peak_bytes + held_bytes <= parse_memory(memory)
+
+
+@pytest.mark.parametrize("memory", ["720MiB", "900MiB", "1500MiB"])
+@pytest.mark.parametrize(
+    "shape", ["2000x1500", "1500x2000", "1732x1732", "3000x1000", "6000x500", "1999x900", "300x200"]
+)
+def test_the_limit_holds_for_other_shapes_of_the_same_area(
+    network: LocalNetwork, monkeypatch: pytest.MonkeyPatch, memory: str, shape: str
+) -> None:
+    """What the tiles of a view take, counted from the tiles themselves."""
+    held_bytes = 100 * 2**20
+    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: held_bytes)
+    found = plan(network, memory=memory)
+    view = network.padded_size(Size.parse(shape))
+    for number in range(1, network.depth + 1):
+        stage, kept_px = network.stage(number), found.kept_px[number]
+        cell_px = stage.stride // stage.locality.stride
+        side = tile_side(found.tile_px[number], stride_px=stage.stride, align=network.head(number).kernel)
+        input_size = network.feature_size(view, number - 1)
+        tiles = partition(input_size, stage.locality, tile_cells=side, align=network.head(number).kernel)
+        windows_px = [tile.cell_window.size.area * cell_px**2 for tile in tiles]
+        kept_px = min(kept_px, sum(windows_px))
+        cost = tile_cost(network, number, found.execution, CPU, training=True)
+        graphs_bytes = max(cost.graph_bytes(kept_px), cost.graph_bytes(max(windows_px)))
+        step_bytes = graphs_bytes + cost.flight_bytes(max(windows_px))
+        assert step_bytes + store_bytes(network, view, number, found.execution) <= found.predicted_peak_bytes
+    assert found.predicted_peak_bytes + held_bytes <= parse_memory(memory)
+
+
+def test_a_prediction_needs_less_memory_than_training(network: LocalNetwork) -> None:
+    config = StreamingConfig(precision="fp32", memory="smallest")
+    prediction, training = (make_plan(network, LARGEST, config, CPU, training=training) for training in (False, True))
+    assert prediction.predicted_peak_bytes < training.predicted_peak_bytes
+    assert set(prediction.kept_px) == {0}
 
 
 def test_too_little_memory_is_refused_with_what_would_do(
     network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "_process_bytes", lambda *_: 100 * 2**20)
+    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: 100 * 2**20)
     with pytest.raises(ConfigError) as caught:
         plan(network, memory="120MiB")
     text = str(caught.value)

@@ -61,7 +61,7 @@ def measure(case: MemoryCase) -> dict[str, Any]:
         "dtype": plan.execution.precision,
         "channels_last": plan.execution.channels_last,
         "tile_px": list(plan.tile_px),
-        "kept_tiles": list(plan.kept_tiles),
+        "kept_px": list(plan.kept_px),
         "peak_bytes": _status_bytes("VmHWM"),
         "baseline_bytes": baseline_bytes,
         "anonymous_peak_bytes": anonymous.peak_bytes,

@@ -49,6 +49,11 @@ class FoldedBody:
             for name, _ in layer.named_parameters(recurse=False)
         )
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The stage's own parameters and statistics."""
+        return [*self._body.parameters(), *self._body.buffers()]
+
     def weights(self) -> dict[str, Tensor]:
         """Every tensor that a call needs, as a function of the stage's own parameters and statistics."""
         weights = {**dict(self._body.named_parameters()), **dict(self._body.named_buffers())}
@@ -89,6 +94,7 @@ class StepWeights:
             self._leaves = {
                 name: root.detach().requires_grad_(root.requires_grad) for name, root in self._roots.items()
             }
+            # A cast saves no tensors, so that many backward passes may go through it.
             cast = body.multiplied if dtype is not None else frozenset()
             self._given = {name: leaf.to(dtype) if name in cast else leaf for name, leaf in self._leaves.items()}
 
@@ -100,6 +106,14 @@ class StepWeights:
     def tensors(self) -> list[Tensor]:
         """What all tiles share."""
         return [*self._leaves.values(), *self._given.values()]
+
+    @property
+    def own_bytes(self) -> int:
+        """What a step holds beside the parameters: folded weights, casts, and the gradients of the leaves."""
+        parameters = {p.untyped_storage().data_ptr() for p in self._body.tensors}
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in self.tensors}
+        copies_bytes = sum(size for key, size in storages.items() if key not in parameters)
+        return copies_bytes + sum(int(leaf.nbytes) for leaf in self._leaves.values() if leaf.requires_grad)
 
     def backward(self) -> None:
         """Add what the tiles accumulated to the parameters' own gradients."""

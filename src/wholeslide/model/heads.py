@@ -46,16 +46,19 @@ class AttentionClassifier(nn.Module):
         self.hidden = nn.Linear(channels, hidden)
         self.logits = nn.Linear(hidden, classes)
 
-    def grid(self, x_bchw: Tensor) -> Tensor:
+    def grid(self, x_bchw: Tensor, weight: Tensor | None = None) -> Tensor:
         """z of cells of x_k whose upper left corner is aligned to ``kernel``.
 
         Zeros are added at the right and the bottom up to a multiple of ``kernel``, so that no cell is dropped.
+
+        Args:
+            x_bchw: cells of x_k.
+            weight: of ``to_grid``, where many tiles share one that was cast before.
         """
         height, width = x_bchw.shape[-2:]
         right, bottom = -width % self.kernel, -height % self.kernel
         padded = F.pad(x_bchw, (0, right, 0, bottom)) if right or bottom else x_bchw
-        grid: Tensor = self.to_grid(padded)
-        return grid
+        return F.conv2d(padded, self.to_grid.weight if weight is None else weight, stride=self.kernel)
 
     def grid_length(self, cells: int) -> int:
         """Grid cells that cover ``cells`` cells of x_k along one axis."""
@@ -68,6 +71,7 @@ class AttentionClassifier(nn.Module):
             z_bchw: the grid, (1, C, h, w), at least two cells.
             kept_hw: which attention weights survive dropout, (h, w) boolean; ``None`` keeps all.
         """
+        assert z_bchw.shape[0] == 1, "one slide at a time"
         height, width = z_bchw.shape[-2:]
         features_nc = F.relu(self.norm(z_bchw)).flatten(2)[0].T
         gated = torch.tanh(self.attention_tanh(features_nc)) * torch.sigmoid(self.attention_gate(features_nc))

@@ -46,12 +46,21 @@ def draw_regions(
     A region is ``region_px`` input pixels a side, clipped to the slide; there are as many as fit into the view's area side by
     side, at least one and at most ``most``.
     """
-    side = max(1, region_px // stride_px)
+    side, count = region_side(region_px, stride_px), region_count(view_area_px, region_px, most)
     width, height = min(side, x_size.width), min(side, x_size.height)
-    count = int(np.clip(view_area_px // region_px**2, 1, most))
     lefts = rng.integers(0, x_size.width - width, size=count, endpoint=True)
     tops = rng.integers(0, x_size.height - height, size=count, endpoint=True)
     return [Box(int(left), int(top), width, height) for left, top in zip(lefts, tops, strict=True)]
+
+
+def region_side(region_px: int, stride_px: int) -> int:
+    """Cells of x_k along a region, before it is clipped to the slide."""
+    return max(1, region_px // stride_px)
+
+
+def region_count(view_area_px: int, region_px: int, most: int) -> int:
+    """Regions of a slide."""
+    return int(np.clip(view_area_px // region_px**2, 1, most))
 
 
 def target_box(cell_region: Box, *, stride: int, target_size: Size) -> Box:

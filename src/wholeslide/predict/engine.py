@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from wholeslide.allocator import fix_thresholds
 from wholeslide.errors import WholeslideError
 from wholeslide.geometry import Size
 from wholeslide.slides.config import SlideConfig
@@ -37,7 +36,6 @@ def trained_engine(
         RunError: there is no checkpoint, or it is damaged.
         ConfigError: nothing fits into ``memory``.
     """
-    fix_thresholds()
     network = run.load_network("best")
     device = device_of(run.config.accelerator)
     network.to(device)
@@ -45,7 +43,8 @@ def trained_engine(
         return StreamingEngine(network, run.plan, device)
     store, precision = run.config.store, run.plan.execution.precision
     config = StreamingConfig(memory=memory, store=store, precision=precision)
-    return StreamingEngine(network, make_plan(network, largest_size(slides, slide_config), config, device), device)
+    largest = largest_size(slides, slide_config)
+    return StreamingEngine(network, make_plan(network, largest, config, device, training=False), device)
 
 
 def prefetch_bytes(run: Run, engine: StreamingEngine, memory: str | None) -> int:

@@ -1,4 +1,4 @@
-"""What the tiles of a stage cost in memory, counted on small windows."""
+"""What a stage costs in memory, counted on small windows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
+from wholeslide.model.reconstruction import region_count, region_side
 from wholeslide.streaming.execution import Execution
 
 #: Sides of the windows on which tensors are counted; two, so that halos and constants fall out.
@@ -22,17 +23,6 @@ _SMALLEST_TILE_PX = 192
 
 
 @dataclass(frozen=True)
-class _Bytes:
-    """Bytes of something in a window of so many pixels."""
-
-    constant: float
-    per_pixel: float
-
-    def of(self, pixels: int) -> int:
-        return int(self.constant + self.per_pixel * pixels)
-
-
-@dataclass(frozen=True)
 class Tiling:
     """How many tiles a view is cut into, and the largest window of one, in pixels."""
 
@@ -42,37 +32,39 @@ class Tiling:
 
 @dataclass(frozen=True)
 class TileCost:
-    """Memory of one tile of the stem or of a stage, by its window.
+    """Memory of a tile of the stem or of a stage, by the pixels of its window.
 
-    A tile's side is a multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window.
+    ``graph_bytes_per_px`` stay between the two passes where the tile is kept, ``flight_bytes_per_px`` come on top while it is
+    computed. ``weight_bytes`` are shared by all tiles: the folded weights, their casts and their gradients. A tile's side is a
+    multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window.
     """
 
-    graph: _Bytes
-    flight: _Bytes
+    graph_bytes_per_px: float
+    flight_bytes_per_px: float
+    weight_bytes: int
     step_px: int
     halo_px: int
 
-    def graph_bytes(self, window: Size) -> int:
-        """What stays between the two passes where the tile is kept."""
-        return self.graph.of(window.area)
+    def graph_bytes(self, window_px: int) -> int:
+        """Of windows of so many pixels together."""
+        return int(self.graph_bytes_per_px * window_px)
 
-    def flight_bytes(self, window: Size) -> int:
-        """What comes on top while the tile is computed."""
-        return self.flight.of(window.area)
+    def flight_bytes(self, window_px: int) -> int:
+        """Of one window of so many pixels."""
+        return int(self.flight_bytes_per_px * window_px)
 
-    def largest_map_bytes(self, window: Size) -> int:
-        """Of any one tensor of the graph."""
-        return self.flight.of(window.area) // _IN_FLIGHT
+    def largest_map_bytes(self, window_px: int) -> int:
+        """Of any one tensor of a window's graph."""
+        return self.flight_bytes(window_px) // _IN_FLIGHT
+
+    def largest_window_px(self, view: Size, side_px: int) -> int:
+        """Pixels of the largest window that tiles of ``side_px`` may have on any view of at most this area."""
+        return min((self.rounded(side_px) + self.halo_px) ** 2, view.area)
 
     def tiling(self, view: Size, side_px: int) -> Tiling:
         """Even shares of a view for tiles of at most ``side_px``."""
         (columns, width), (rows, height) = (self._shares(length, side_px) for length in (view.width, view.height))
         return Tiling(columns * rows, Size(width, height))
-
-    def _shares(self, length_px: int, side_px: int) -> tuple[int, int]:
-        """Tiles along an axis and the length of the largest window."""
-        own_px = self.rounded(-(-length_px // -(-length_px // self.rounded(side_px))))
-        return -(-length_px // own_px), min(own_px + self.halo_px, length_px)
 
     def rounded(self, side_px: int) -> int:
         """The side, rounded up to whole steps."""
@@ -83,35 +75,44 @@ class TileCost:
         """As large as its halo: a window at most four times what the tile owns."""
         return self.rounded(max(self.halo_px, _SMALLEST_TILE_PX))
 
+    def _shares(self, length_px: int, side_px: int) -> tuple[int, int]:
+        """Tiles along an axis and the length of the largest window."""
+        own_px = self.rounded(-(-length_px // -(-length_px // self.rounded(side_px))))
+        return -(-length_px // own_px), min(own_px + self.halo_px, length_px)
 
-def tile_cost(network: LocalNetwork, number: int, execution: Execution, device: torch.device) -> TileCost:
-    """Of a tile of stage ``number``, or of the stem (0), which has no graph."""
+
+def tile_cost(
+    network: LocalNetwork, number: int, execution: Execution, device: torch.device, *, training: bool
+) -> TileCost:
+    """Of a tile of stage ``number``, or of the stem (0), which is never trained."""
     part = network.stage(number) if number else network.stem
-    step_px = part.stride * (network.head(number).kernel if number else 1)
+    training = training and number > 0
     cell_px = part.stride // part.locality.stride
     sides = [px // cell_px for px in _PROBES_PX]
-    counted = [_window_bytes(network, number, cells, execution, device) for cells in sides]
+    counted = [_window_bytes(network, number, cells, execution, device, training=training) for cells in sides]
     small_px, large_px = ((cells * cell_px) ** 2 for cells in sides)
-    graph, flight = (
-        _Bytes(
-            max(0.0, small - (large - small) / (large_px - small_px) * small_px),
-            (large - small) / (large_px - small_px),
-        )
-        for small, large in zip(*counted, strict=True)
-    )
+    graph, flight = ((large - small) / (large_px - small_px) for small, large in zip(*counted, strict=True))
+    weights = part.step_weights(trained=training, dtype=execution.multiplied_dtype)
     halo_cells = max(axis.halo_before + axis.halo_after for axis in (part.locality.x, part.locality.y))
-    return TileCost(graph, flight, step_px, halo_cells * part.stride)
+    return TileCost(
+        graph_bytes_per_px=graph,
+        flight_bytes_per_px=flight,
+        weight_bytes=weights.own_bytes,
+        step_px=part.stride * (network.head(number).kernel if number else 1),
+        halo_px=halo_cells * part.stride,
+    )
 
 
-def decoder_bytes(network: LocalNetwork, number: int, execution: Execution) -> int:
-    """The regions of stage ``number`` on their way through its decoder and back."""
+def decoder_bytes(network: LocalNetwork, number: int, view: Size, execution: Execution) -> int:
+    """The regions of stage ``number`` of a view on their way through its decoder and back."""
     decoder = network.decoder(number) if number else None
     if decoder is None:
         return 0
     config, stage = network.config, network.stage(number)
-    cells = (config.reconstruction_region_px // stage.stride * decoder.stride) ** 2
-    map_bytes = cells * config.reconstruction_regions * stage.out_channels * execution.store_dtype.itemsize
-    return _MAPS_OF_A_DECODER * map_bytes
+    side = region_side(config.reconstruction_region_px, stage.stride)
+    regions = region_count(view.area, config.reconstruction_region_px, config.reconstruction_regions)
+    cells = regions * min(side**2, network.feature_size(view, number).area) * decoder.stride**2
+    return _MAPS_OF_A_DECODER * cells * stage.out_channels * execution.store_dtype.itemsize
 
 
 def gradient_bytes(network: LocalNetwork) -> int:
@@ -120,7 +121,7 @@ def gradient_bytes(network: LocalNetwork) -> int:
 
 
 def _window_bytes(
-    network: LocalNetwork, number: int, cells: int, execution: Execution, device: torch.device
+    network: LocalNetwork, number: int, cells: int, execution: Execution, device: torch.device, *, training: bool
 ) -> tuple[int, int]:
     """Bytes of the graph of a square window, its input included, and of what is in flight while it is computed."""
     saved_bytes: dict[int, int] = {}
@@ -129,7 +130,7 @@ def _window_bytes(
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         saved_bytes[storage.data_ptr()] = storage.nbytes()
-        if tensor.ndim == 4 and tensor.shape[0] == 1:  # and not a convolution's weights in another type
+        if tensor.ndim == 4 and tensor.shape[0] == 1:  # and not a convolution's weights
             feature_bytes.append(int(tensor.nbytes))
         return tensor
 
@@ -143,6 +144,7 @@ def _window_bytes(
         grid = network.head(number).grid(output) if number else None
     if grid is None:
         return 0, _IN_FLIGHT * int(output.nbytes) + 2 * int(x_bchw.nbytes)
-    held = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *weights.tensors)}
-    graph_bytes = sum(size for key, size in saved_bytes.items() if key not in held)
-    return graph_bytes, _IN_FLIGHT * max(feature_bytes)
+    shared = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *weights.tensors)}
+    graph_bytes = sum(size for key, size in saved_bytes.items() if key not in shared)
+    flight_bytes = _IN_FLIGHT * max(feature_bytes)
+    return (graph_bytes, flight_bytes) if training else (0, flight_bytes + int(x_bchw.nbytes))

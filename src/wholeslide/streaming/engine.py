@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wholeslide.allocator import return_freed_memory
+from wholeslide.allocator import fix_thresholds, return_freed_memory
 from wholeslide.draws import Draws
+from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box, Size
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
@@ -50,7 +51,8 @@ class StepResult:
     probabilities: np.ndarray
 
 
-#: Called with the stage's number, its features as stored (``None`` for the last stage, which keeps none) and its grid.
+#: Called with the stage's number, its features as stored (``None`` for the last stage, which keeps none; closed soon after)
+#: and its grid: by a step for each stage that is trained, by a prediction for all.
 Observer = Callable[[int, FeatureStore | None, Tensor], None]
 
 
@@ -64,6 +66,7 @@ class StreamingEngine:
     """
 
     def __init__(self, network: LocalNetwork, plan: Plan, device: torch.device) -> None:
+        fix_thresholds()
         self.network = network.to(device=device, dtype=plan.execution.parameter_dtype)
         self.network.train()
         self.plan = plan
@@ -88,9 +91,13 @@ class StreamingEngine:
             weight: factor on the gradients, one over the number of slides that are accumulated.
             stages: numbers of the stages that are trained, counted from 1; all by default. Later ones are not run.
             observer: sees each trained stage's features and grid.
+
+        Raises:
+            ConfigError: the view has not the size that the network pads to, or there is no such stage.
+            SlideError: the slide could not be read. As after any error, gradients are then incomplete.
         """
         depth = self.network.depth
-        trained = set(range(1, depth + 1)) if stages is None else set(stages)
+        trained = trained_stages(self.network, stages)
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         probabilities: list[np.ndarray | None] = [None] * depth
         x = self._stem(view)
@@ -102,6 +109,7 @@ class StreamingEngine:
                 classification[number - 1] = work.classification_loss
                 reconstruction[number - 1] = work.reconstruction_loss
                 probabilities[number - 1] = work.probabilities
+                del work  # its weights and gradients, before the next stage makes its own
             else:
                 x_next = self._forward(number, x, needs_grid=False)[0]
             x.close()
@@ -114,7 +122,12 @@ class StreamingEngine:
 
     @torch.no_grad()
     def predict(self, view: PixelSource, *, observer: Observer | None = None) -> np.ndarray:
-        """Class probabilities of every stage's classifier, (K, classes) float64; the last row is the final classifier's."""
+        """Class probabilities of every stage's classifier, (K, classes) float64; the last row is the final classifier's.
+
+        Raises:
+            ConfigError: the view has not the size that the network pads to.
+            SlideError: the slide could not be read.
+        """
         rows = []
         x = self._stem(view)
         for number in range(1, self.network.depth + 1):
@@ -133,7 +146,13 @@ class StreamingEngine:
     @torch.no_grad()
     def _stem(self, view: PixelSource) -> FeatureStore:
         """x_0: pixels through the frozen stem."""
-        assert self.network.padded_size(view.size) == view.size, "the view was not padded for this network"
+        needed = self.network.padded_size(view.size)
+        if needed != view.size:
+            raise ConfigError.single(
+                "not a size that the network divides",
+                where=f"view of {view.size} pixels",
+                remedy=f"pad it with background to network.padded_size(view.size), which is {needed}",
+            )
         stem = self.network.stem
         x = self._open_store(0, view.size)
         side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=1)
@@ -173,12 +192,6 @@ class StreamingEngine:
         side = tile_side(self.plan.tile_px[number], stride_px=stage.stride, align=kernel)
         return partition(input_size, stage.locality, tile_cells=side, align=kernel)
 
-    def grid(self, number: int, own_bchw: Tensor) -> Tensor:
-        """The part of z above a tile's own cells."""
-        with self.plan.execution.autocast(self.device):
-            grid = self.network.head(number).grid(own_bchw)
-        return grid.to(head_dtype(grid.dtype))
-
     def _open_store(self, number: int, input_size: Size) -> FeatureStore:
         """An empty store for x_k of an x_{k−1} (pixels for x_0) of ``input_size``."""
         part = self.network.stage(number) if number else self.network.stem
@@ -191,6 +204,23 @@ class StreamingEngine:
         )
 
 
+def trained_stages(network: LocalNetwork, stages: Collection[int] | None) -> set[int]:
+    """The numbers of the stages that a step trains.
+
+    Raises:
+        ConfigError: there are none, or the network has no such stage.
+    """
+    every = set(range(1, network.depth + 1))
+    chosen = every if stages is None else set(stages)
+    if not chosen or not chosen <= every:
+        raise ConfigError.single(
+            f"no such choice of {network.depth} stages",
+            where=f"stages={sorted(chosen)}",
+            remedy="name at least one, counted from 1",
+        )
+    return chosen
+
+
 class _StagePass:
     """The tiles of one stage on one slide, and what they fill: the store of x_k and the grid z."""
 
@@ -201,7 +231,10 @@ class _StagePass:
         self.tiles = engine.tiles(number, x_previous.size)
         self.x_size = network.stage(number).locality.output_size(x_previous.size)
         self.x = engine._open_store(number, x_previous.size) if number < network.depth else None
-        head = network.head(number)
+        self._head = head = network.head(number)
+        with torch.set_grad_enabled(trained):  # cast once, as the stage's own weights are
+            dtype = engine.plan.execution.multiplied_dtype
+            self._grid_weight = head.to_grid.weight if dtype is None else head.to_grid.weight.to(dtype)
         shape = (
             1,
             head.to_grid.out_channels,
@@ -223,7 +256,9 @@ class _StagePass:
 
     def grid(self, own_bchw: Tensor) -> Tensor:
         """The part of z above a tile's own cells."""
-        return self.engine.grid(self.number, own_bchw)
+        with self.engine.plan.execution.autocast(self.engine.device):
+            grid_bchw = self._head.grid(own_bchw, self._grid_weight)
+        return grid_bchw.to(head_dtype(grid_bchw.dtype))
 
     def keep(self, tile: Tile, own_bchw: Tensor, grid_bchw: Tensor | None) -> None:
         """Write a tile's features and its part of z."""
@@ -258,8 +293,7 @@ class _StageStep:
     def run(self, observer: Observer | None) -> FeatureStore | None:
         """Accumulate the stage's gradients; x_k, or nothing for the last stage."""
         work = self.work
-        first_kept = max(0, len(work.tiles) - self.engine.plan.kept_tiles[self.objective.number])
-        recomputed, kept = work.tiles[:first_kept], work.tiles[first_kept:]
+        recomputed, kept = self._share_out()
         with torch.no_grad():
             for tile in recomputed:
                 work.keep(*self._graph(tile))
@@ -268,7 +302,7 @@ class _StageStep:
             graphs.append(self._graph(tile))
             work.keep(*graphs[-1])
         if observer is not None:
-            observer(self.objective.number, work.x, work.z_bchw)
+            observer(self.objective.number, work.x, work.z_bchw.detach())
         z_gradient = self._classify()
         regions, x_gradients_rchw = self._reconstruct()
         while graphs:  # each is let go as soon as it is used
@@ -277,6 +311,19 @@ class _StageStep:
             self._backward(self._graph(tile), z_gradient, regions, x_gradients_rchw)
         work.weights.backward()
         return work.x
+
+    def _share_out(self) -> tuple[list[Tile], list[Tile]]:
+        """The tiles that are computed twice, and the last ones, whose graphs the plan has room to keep."""
+        stage, tiles = self.engine.network.stage(self.objective.number), self.work.tiles
+        cell_px = stage.stride // stage.locality.stride
+        room_px = self.engine.plan.kept_px[self.objective.number]
+        first_kept = len(tiles)
+        while first_kept > 0:
+            room_px -= tiles[first_kept - 1].cell_window.size.area * cell_px**2
+            if room_px < 0:
+                break
+            first_kept -= 1
+        return tiles[:first_kept], tiles[first_kept:]
 
     def _graph(self, tile: Tile) -> _TileGraph:
         own_bchw = self.work.run_tile(tile)

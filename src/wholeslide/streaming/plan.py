@@ -15,16 +15,16 @@ from wholeslide.streaming.execution import Execution
 class Plan:
     """Everything that decides a step's arithmetic and memory.
 
-    ``tile_px`` has the side of a tile in input pixels, and ``kept_tiles`` the number of tiles whose graphs are kept between the
-    two passes, both for the stem and for each stage (the stem has no graph). ``freed_bytes`` of host memory may stay resident
-    between stages, to be used again. ``predicted_peak_bytes`` is what a step on the ``largest`` view is expected to hold above
-    what the process held before it.
+    ``tile_px`` has the side of a tile in input pixels, and ``kept_px`` how many pixels the windows may have together whose graphs
+    are kept between the two passes, both for the stem and for each stage (the stem has no graph). ``freed_bytes`` of host memory
+    may stay resident between stages, to be used again. ``predicted_peak_bytes`` is what a step is expected to hold above what the
+    process held before it, on any view of at most the area of ``largest``.
     """
 
     execution: Execution
     store: Literal["device", "host"]
     tile_px: tuple[int, ...]
-    kept_tiles: tuple[int, ...]
+    kept_px: tuple[int, ...]
     largest: Size
     freed_bytes: int = 0
     predicted_peak_bytes: int = 0
@@ -48,7 +48,7 @@ class Plan:
                     **values,
                     "execution": Execution(**values["execution"]),
                     "tile_px": tuple(values["tile_px"]),
-                    "kept_tiles": tuple(values["kept_tiles"]),
+                    "kept_px": tuple(values["kept_px"]),
                     "largest": Size(**values["largest"]),
                 }
             )
@@ -64,9 +64,11 @@ class Plan:
         """Lines for a person."""
         execution = self.execution
         layout = "channels last" if execution.channels_last else "channels first"
+        kept = ", ".join(f"{px / 1e6:.3g}" for px in self.kept_px[1:])
         tiles = ", ".join(str(side) for side in self.tile_px)
         return [
             f"arithmetic {execution.precision}, {layout}; features between stages in {self.store} memory",
             f"tiles of at most {tiles} px a side (stem, stages 1 to {len(self.tile_px) - 1})",
+            f"graphs of {kept} megapixels are kept, and not computed twice",
             f"largest view {self.largest}: about {self.predicted_peak_bytes / 2**30:.2f} GiB above the process's baseline",
         ]

@@ -12,7 +12,7 @@ from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
-from wholeslide.streaming.costs import TileCost, Tiling, decoder_bytes, gradient_bytes, tile_cost
+from wholeslide.streaming.costs import TileCost, decoder_bytes, gradient_bytes, tile_cost
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import largest_store_bytes, store_bytes
@@ -25,8 +25,12 @@ _DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES = 2048 * 2**20, 128 * 2**20
 _LARGEST_TILE_PX = 8192
 #: Tensors above this leave the cache before they are read again: such tiles take about so many times as long.
 _CACHED_BYTES, _COST_OF_CACHE_MISSES = 8 * 2**20, 1.15
-#: The stem keeps no graph: larger tiles would only take more memory.
-_LARGEST_STEM_TILE_PX = 1536
+#: Where no graph is kept, larger tiles would only take more memory.
+_LARGEST_FORWARD_TILE_PX = 1536
+#: Windows of another view of the same area may be so many times those of the largest.
+_MOST_HALO = 2
+#: Of a GPU's free memory, what is planned with where the user names no limit.
+_SHARE_OF_FREE = 0.85
 #: Resident memory of the interpreter with torch and its kernels loaded; 1.0 GiB was measured.
 _LIBRARIES_BYTES = 1100 * 2**20
 _UNITS = {
@@ -58,14 +62,17 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
-def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, device: torch.device) -> Plan:
+def make_plan(
+    network: LocalNetwork, largest: Size, config: StreamingConfig, device: torch.device, *, training: bool = True
+) -> Plan:
     """Choose precision, layout, store and tile sizes for slides of up to ``largest`` pixels.
 
     Args:
         network: what is trained; moved to ``device``.
-        largest: the largest view of the cohort, in pixels.
+        largest: the view of the cohort with the largest area, in pixels.
         config: what the user chose.
         device: where tiles are computed.
+        training: whether gradients will be asked for; a prediction needs less memory.
 
     Raises:
         ConfigError: the memory that the user named is not enough for the smallest tiles.
@@ -75,30 +82,39 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
         network = network.double()
     execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
-    freed_bytes = _freed_bytes(config, device)
+    costs = [tile_cost(network, n, execution, device, training=training) for n in range(network.depth + 1)]
+    place, freed_bytes = _place(config, network, largest, execution, device), _freed_bytes(config, device)
+    slack_bytes = min(freed_bytes, _LIMITED_FREED_BYTES)
     stages = [
-        _stage_needs(network, number, largest, execution, device, freed_bytes) for number in range(network.depth + 1)
+        _StageNeeds(
+            cost,
+            largest,
+            fixed_bytes=cost.weight_bytes
+            + slack_bytes
+            + (gradient_bytes(network) if training else 0)
+            + (store_bytes(network, largest, number, execution) if place == "device" or device.type == "cpu" else 0),
+            decoder_bytes=decoder_bytes(network, number, largest, execution) if training else 0,
+        )
+        for number, cost in enumerate(costs)
     ]
-    if config.tile is not None:
-        choices = [_Choice(config.tile, kept_tiles=1) for _ in stages]
-    else:
-        budget_bytes = _budget_bytes(network, config, stages, device)
-        found = [stage.best_choice(budget_bytes) for stage in stages]
-        choices = [choice for choice in found if choice is not None]
-        if len(choices) < len(stages):
-            needed_bytes = _process_bytes(network, device) + max(stage.least_bytes for stage in stages)
-            raise ConfigError.single(
-                f"not enough memory for a slide of {largest} pixels",
-                where=f"--memory {config.memory}",
-                remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
-            )
+    process_bytes = _process_bytes(network, device, training=training)
+    budget_bytes = _budget_bytes(config, stages, device, process_bytes)
+    found = [stage.best_choice(budget_bytes, config.tile) for stage in stages]
+    choices = [choice for choice in found if choice is not None]
+    if len(choices) < len(stages):
+        needed_bytes = process_bytes + max(stage.least_bytes(config.tile) for stage in stages)
+        raise ConfigError.single(
+            f"not enough memory for a slide of {largest} pixels",
+            where=f"--memory {config.memory}",
+            remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
+        )
     trained = list(zip(stages, choices, strict=True))[1:]
     twice = sum(stage.computed_twice(choice) for stage, choice in trained) / len(trained)
     return Plan(
         execution=execution,
-        store=_place(config, network, largest, execution, device),
+        store=place,
         tile_px=tuple(choice.side_px for choice in choices),
-        kept_tiles=tuple(choice.kept_tiles for choice in choices),
+        kept_px=tuple(choice.kept_px for choice in choices),
         largest=largest,
         freed_bytes=freed_bytes,
         predicted_peak_bytes=max(stage.peak_bytes(choice) for stage, choice in zip(stages, choices, strict=True)),
@@ -109,17 +125,17 @@ def make_plan(network: LocalNetwork, largest: Size, config: StreamingConfig, dev
 
 @dataclass(frozen=True)
 class _Choice:
-    """How a stage is cut into tiles, and how many of them keep their graphs."""
+    """How a stage is cut into tiles, and the pixels of the windows whose graphs are kept."""
 
     side_px: int
-    kept_tiles: int
+    kept_px: int
 
 
 @dataclass(frozen=True)
 class _StageNeeds:
-    """Memory that a step holds while it is at one stage, or at the stem.
+    """Memory that a step holds while it is at one stage, or at the stem, on any view of at most this area.
 
-    ``fixed_bytes`` are those of stores, of all gradients and of freed memory that stays resident; the decoder's are taken
+    ``fixed_bytes`` are those of stores, weights, all gradients and freed memory that stays resident; the decoder's are taken
     between the two passes.
     """
 
@@ -127,71 +143,68 @@ class _StageNeeds:
     view: Size
     fixed_bytes: int
     decoder_bytes: int
-    is_stem: bool
 
-    def best_choice(self, budget_bytes: int) -> _Choice | None:
-        """The tiles that cost the least computing within ``budget_bytes``; nothing where none fits."""
+    def best_choice(self, budget_bytes: int, side_px: int | None) -> _Choice | None:
+        """The tiles that cost the least computing within ``budget_bytes``; nothing where none fits.
+
+        A ``side_px`` that the user named is taken as it is.
+        """
         feasible = []
-        for side_px in self._sides():
-            tiling = self.cost.tiling(self.view, side_px)
-            kept = self._affordable_kept(tiling, budget_bytes - self.fixed_bytes)
-            if kept is not None:
-                # One forward pass over all windows, two for backward, and one where a tile is computed twice.
-                work = tiling.window.area * (4 * tiling.tiles - kept)
-                if self.cost.largest_map_bytes(tiling.window) > _CACHED_BYTES:
-                    work = int(work * _COST_OF_CACHE_MISSES)
-                feasible.append((work, _Choice(side_px, kept)))
+        for side in self._sides() if side_px is None else [side_px]:
+            kept_px = self._affordable_px(side, budget_bytes - self.fixed_bytes)
+            if kept_px is not None:
+                feasible.append((self._work(side, kept_px), _Choice(side, kept_px)))
         return min(feasible, key=lambda pair: pair[0])[1] if feasible else None
 
     def peak_bytes(self, choice: _Choice) -> int:
-        """Of a step on the largest view."""
-        tiling = self.cost.tiling(self.view, choice.side_px)
-        graph_bytes, flight_bytes = self.cost.graph_bytes(tiling.window), self.cost.flight_bytes(tiling.window)
-        kept_bytes = min(choice.kept_tiles, tiling.tiles) * graph_bytes
-        return self.fixed_bytes + max(max(kept_bytes, graph_bytes) + flight_bytes, kept_bytes + self.decoder_bytes)
+        """Of a step."""
+        window_px = self.cost.largest_window_px(self.view, choice.side_px)
+        kept_bytes, flight_bytes = self.cost.graph_bytes(choice.kept_px), self.cost.flight_bytes(window_px)
+        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes
+        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
 
     def computed_twice(self, choice: _Choice) -> float:
-        """The share of the largest view's tiles that keep no graph."""
-        return 1 - min(1.0, choice.kept_tiles / self.cost.tiling(self.view, choice.side_px).tiles)
+        """The share of the largest view whose graphs are not kept."""
+        return 1 - min(1.0, choice.kept_px / self._windows_px(choice.side_px))
 
-    @property
-    def least_bytes(self) -> int:
+    def least_bytes(self, side_px: int | None) -> int:
         """With the smallest tiles and no graph kept."""
-        return min(self.peak_bytes(_Choice(side_px, 0)) for side_px in self._sides())
+        return min(self.peak_bytes(_Choice(side, 0)) for side in (self._sides() if side_px is None else [side_px]))
 
     @property
     def economical_bytes(self) -> int:
         """With the smallest tiles that are not nearly all halo, and no graph kept."""
         return self.peak_bytes(_Choice(self.cost.economical_side, 0))
 
-    def _affordable_kept(self, tiling: Tiling, room_bytes: int) -> int | None:
-        """Tiles that may keep their graphs; nothing where not even one can be computed."""
-        graph_bytes, flight_bytes = self.cost.graph_bytes(tiling.window), self.cost.flight_bytes(tiling.window)
-        if graph_bytes + flight_bytes > room_bytes or self.decoder_bytes > room_bytes:
+    def _affordable_px(self, side_px: int, room_bytes: int) -> int | None:
+        """Pixels of windows that may keep their graphs; nothing where not even one window can be computed."""
+        window_px = self.cost.largest_window_px(self.view, side_px)
+        flight_bytes = self.cost.flight_bytes(window_px)
+        if self.cost.graph_bytes(window_px) + flight_bytes > room_bytes or self.decoder_bytes > room_bytes:
             return None
-        if self.is_stem:
+        if self.cost.graph_bytes_per_px == 0:
             return 0
-        return min(tiling.tiles, (room_bytes - max(flight_bytes, self.decoder_bytes)) // max(1, graph_bytes))
+        kept_px = int((room_bytes - max(flight_bytes, self.decoder_bytes)) / self.cost.graph_bytes_per_px)
+        return min(kept_px, _MOST_HALO * self._windows_px(side_px))
 
     def _sides(self) -> list[int]:
         """Even shares of the view's longer side, from one tile down to the smallest."""
         longest = max(self.view.width, self.view.height)
         most = -(-longest // self.cost.step_px)
         sides = {self.cost.rounded(-(-longest // count)) for count in range(1, most + 1)}
-        largest = _LARGEST_STEM_TILE_PX if self.is_stem else _LARGEST_TILE_PX
+        largest = _LARGEST_TILE_PX if self.cost.graph_bytes_per_px else _LARGEST_FORWARD_TILE_PX
         return sorted((side for side in sides if side <= max(largest, self.cost.step_px)), reverse=True)
 
+    def _windows_px(self, side_px: int) -> int:
+        tiling = self.cost.tiling(self.view, side_px)
+        return tiling.tiles * tiling.window.area
 
-def _stage_needs(
-    network: LocalNetwork, number: int, view: Size, execution: Execution, device: torch.device, freed_bytes: int
-) -> _StageNeeds:
-    return _StageNeeds(
-        cost=tile_cost(network, number, execution, device),
-        view=view,
-        fixed_bytes=store_bytes(network, view, number, execution) + gradient_bytes(network) + freed_bytes,
-        decoder_bytes=decoder_bytes(network, number, execution),
-        is_stem=number == 0,
-    )
+    def _work(self, side_px: int, kept_px: int) -> float:
+        """Pixels that pass forward once, backward at twice the cost, and forward again where their graph is not kept."""
+        windows_px = self._windows_px(side_px)
+        work = 4 * windows_px - min(kept_px, windows_px)
+        cached = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area) <= _CACHED_BYTES
+        return work if cached else work * _COST_OF_CACHE_MISSES
 
 
 def _freed_bytes(config: StreamingConfig, device: torch.device) -> int:
@@ -200,24 +213,29 @@ def _freed_bytes(config: StreamingConfig, device: torch.device) -> int:
     return _DEFAULT_FREED_BYTES if config.memory is None else _LIMITED_FREED_BYTES
 
 
-def _budget_bytes(
-    network: LocalNetwork, config: StreamingConfig, stages: list[_StageNeeds], device: torch.device
-) -> int:
+def _budget_bytes(config: StreamingConfig, stages: list[_StageNeeds], device: torch.device, process_bytes: int) -> int:
     """What a step may hold above the process."""
-    if config.memory is None:
-        return max(stage.economical_bytes for stage in stages) + _DEFAULT_ROOM_BYTES
+    if config.memory is not None and config.memory != "smallest":
+        return parse_memory(config.memory) - process_bytes
+    if config.tile is not None:
+        least_bytes = max(stage.least_bytes(config.tile) for stage in stages)
+    else:
+        least_bytes = max(stage.economical_bytes for stage in stages)
     if config.memory == "smallest":
-        return max(stage.economical_bytes for stage in stages)
-    return parse_memory(config.memory) - _process_bytes(network, device)
+        return least_bytes
+    if device.type == "cuda":
+        return max(least_bytes, int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]) - process_bytes)
+    return least_bytes + _DEFAULT_ROOM_BYTES
 
 
-def _process_bytes(network: LocalNetwork, device: torch.device) -> int:
-    """What a training process holds beside a step: libraries on a CPU, weights and AdamW's two moments everywhere.
+def _process_bytes(network: LocalNetwork, device: torch.device, *, training: bool) -> int:
+    """What a process holds beside a step: libraries on a CPU, weights, and AdamW's two moments where it trains.
 
     A fixed allowance and not what is resident now: two runs of one configuration must get the same tiles.
     """
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
-    return weights + 2 * gradient_bytes(network) + (_LIBRARIES_BYTES if device.type == "cpu" else 0)
+    moments: int = 2 * gradient_bytes(network) if training else 0
+    return weights + moments + (_LIBRARIES_BYTES if device.type == "cpu" else 0)
 
 
 def _place(
@@ -227,5 +245,6 @@ def _place(
         return config.store
     if device.type != "cuda":
         return "host"
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return "device" if 2 * largest_store_bytes(network, largest, execution) < free_bytes else "host"
+    named = config.memory is not None and config.memory != "smallest"
+    limit_bytes = parse_memory(str(config.memory)) if named else torch.cuda.mem_get_info(device)[0]
+    return "device" if 2 * largest_store_bytes(network, largest, execution) < limit_bytes else "host"

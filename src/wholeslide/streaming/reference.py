@@ -15,7 +15,7 @@ from torch import Tensor
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
-from wholeslide.streaming.engine import PixelSource, StepResult
+from wholeslide.streaming.engine import PixelSource, StepResult, trained_stages
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.objective import StageObjective, head_dtype
 
@@ -23,13 +23,19 @@ from wholeslide.streaming.objective import StageObjective, head_dtype
 class WholeEngine:
     """The same step as :class:`~wholeslide.streaming.engine.StreamingEngine`, without tiles.
 
-    ``features`` and ``grids`` hold x_0 … x_K and z_1 … z_K of the last step.
+    Args:
+        network: moved to ``device`` and to the parameters' type in place.
+        execution: precision and layout.
+        device: where the graphs are.
+        record: whether ``features`` and ``grids`` hold x_0 … x_K and z_1 … z_K of the last step.
     """
 
-    def __init__(self, network: LocalNetwork, execution: Execution, device: torch.device) -> None:
+    def __init__(
+        self, network: LocalNetwork, execution: Execution, device: torch.device, *, record: bool = False
+    ) -> None:
         self.network = network.to(device=device, dtype=execution.parameter_dtype)
         self.network.train()
-        self.execution, self.device = execution, device
+        self.execution, self.device, self.record = execution, device, record
         self.features: list[Tensor] = []
         self.grids: list[Tensor] = []
 
@@ -38,16 +44,18 @@ class WholeEngine:
     ) -> StepResult:
         """Forward and backward of one slide; see the streaming engine."""
         depth = self.network.depth
-        trained = set(range(1, depth + 1)) if stages is None else set(stages)
+        trained = trained_stages(self.network, stages)
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         rows: list[np.ndarray | None] = [None] * depth
         with torch.no_grad():
             pixels = self.network.to_input(view.read(Box.covering(view.size)))
             x_bchw = self._rounded(self.network.stem, pixels)
-        self.features, self.grids = [x_bchw], []
+        del pixels
+        self.features, self.grids = [x_bchw] if self.record else [], []
         for number in range(1, max(trained) + 1):
             previous = x_bchw.detach()
-            x_bchw = self._rounded(self.network.stage(number), previous)
+            with torch.set_grad_enabled(number in trained):
+                x_bchw = self._rounded(self.network.stage(number), previous)
             if number in trained:
                 objective = StageObjective(self.network, number, label, draws, view.size)
                 loss, probabilities = objective.classification(self._grid(number, x_bchw))
@@ -58,7 +66,8 @@ class WholeEngine:
                     loss = loss + self.network.config.reconstruction_weight * reconstructed
                 torch.autograd.backward([loss * weight])
             x_bchw = x_bchw.detach()
-            self.features.append(x_bchw)
+            if self.record:
+                self.features.append(x_bchw)
         classes = next(row for row in rows if row is not None).size
         return StepResult(
             classification,
@@ -75,7 +84,8 @@ class WholeEngine:
         with self.execution.autocast(self.device):
             z_bchw = self.network.head(number).grid(x_bchw)
         z_bchw = z_bchw.to(head_dtype(z_bchw.dtype))
-        self.grids.append(z_bchw.detach())
+        if self.record:
+            self.grids.append(z_bchw.detach())
         return z_bchw
 
     def _reconstruction(self, objective: StageObjective, x_bchw: Tensor, previous_bchw: Tensor) -> Tensor:
