@@ -66,18 +66,19 @@ def return_freed_memory(tolerated_bytes: int) -> None:
     What is given back has to be faulted in again when it is next used.
     """
     library = _glibc()
-    if library is not None and library.mallinfo2().fordblks > tolerated_bytes:
+    if library is None:
+        return
+    # Before glibc 2.33 nobody tells how much is free.
+    if not hasattr(library, "mallinfo2") or library.mallinfo2().fordblks > tolerated_bytes:
         library.malloc_trim(0)
 
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """glibc 2.33 or newer."""
     if platform.libc_ver()[0] != "glibc":
         return None
     library = ctypes.CDLL(None)
-    if not hasattr(library, "mallinfo2"):
-        return None
-    library.mallinfo2.restype = _Mallinfo2
+    if hasattr(library, "mallinfo2"):
+        library.mallinfo2.restype = _Mallinfo2
     library.malloc_trim.argtypes = (ctypes.c_size_t,)
     return library

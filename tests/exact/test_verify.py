@@ -33,6 +33,21 @@ def test_a_size_that_would_check_little_is_enlarged() -> None:
     assert Size.parse(found["size"]) > Size(100, 90)
 
 
+def test_a_grid_that_would_hide_a_constant_is_enlarged() -> None:
+    """Where all cells of the last grid see equally many cells, ConvNeXt's last bias has no gradient to compare."""
+    network = build_network(
+        ModelConfig(backbone="test_convnext", stages=1, weights="random"),
+        classes=2,
+        pixel_mean=[0.5] * 3,
+        pixel_std=[0.3] * 3,
+        seed=0,
+    )
+    even, uneven = Size(1600, 1600), Size(1632, 1632)
+    assert network.feature_size(even, 1).width % network.head(1).kernel == 0
+    assert telling_size(network, even, (320, 320)) == uneven
+    assert telling_size(network, uneven, (320, 320)) == uneven
+
+
 def test_a_halo_that_is_too_small_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Stage.__init__
 

@@ -95,8 +95,8 @@ def cut_into_stages(traced: fx.GraphModule, stages: int, *, name: str) -> tuple[
             where=f"backbone {name}",
             remedy=f"choose --stages between 1 and {len(blocks)}",
         )
-    shapes, activation_bytes = _probe(traced)
-    sizes = _stage_sizes(name, stages, [sum(activation_bytes[node] for node in block.nodes) for block in blocks])
+    shapes, activations = _probe(traced)
+    sizes = _stage_sizes(name, stages, [sum(activations[node] for node in block.nodes) for block in blocks])
     image = next(node for node in traced.graph.nodes if node.op == "placeholder")
     stem = _segment(traced, image, stem_nodes, name, shapes, input_stride=1)
     built: list[Stage] = []
@@ -129,11 +129,11 @@ def balanced_partition(costs: Sequence[int], parts: int) -> tuple[int, ...]:
     return best[parts, len(costs)][1]
 
 
-def _stage_sizes(name: str, stages: int, block_bytes: list[int]) -> tuple[int, ...]:
+def _stage_sizes(name: str, stages: int, block_activations: list[int]) -> tuple[int, ...]:
     paper = paper_partition(stages)
     if name.partition(".")[0] == "resnet34" and paper is not None:
         return paper
-    return balanced_partition(block_bytes, stages)
+    return balanced_partition(block_activations, stages)
 
 
 def _blocks_of(traced: fx.GraphModule) -> tuple[list[fx.Node], list[_Block]]:
@@ -223,7 +223,7 @@ class _ShapeProbe(fx.Interpreter):
 
 
 def _probe(traced: fx.GraphModule) -> tuple[dict[fx.Node, torch.Size], dict[fx.Node, int]]:
-    """Shape of every node for a square image, and the elements that a convolution, norm or linear layer keeps for backward."""
+    """Shape of every node for a square image, and the elements of every operation's output, which backward needs."""
     probe = _ShapeProbe(traced)
     parameter = next(traced.parameters())
     with torch.no_grad():

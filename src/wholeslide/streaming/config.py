@@ -11,10 +11,10 @@ class StreamingConfig:
     """How a slide is streamed through the network. None of it changes the result but for rounding.
 
     Args:
-        memory: Memory that the process may take, such as 8GiB; it bounds the size of the tiles. "smallest" asks for the
-            lowest peak. By default tiles are of a moderate size.
+        memory: Memory that the process may take, such as 8GiB; it bounds the tiles and the graphs that are kept. "smallest"
+            asks for the lowest peak. By default most of what is free on a GPU, and on a CPU about 1 GiB above the smallest.
         store: Where features between stages are kept: on the device, in host memory, or decided by what is free.
-        tile: Side of a tile in input pixels, rounded up for each stage to its grid; overrides ``memory``.
+        tile: Side of a tile in input pixels, rounded up for each stage to its grid; memory then decides the kept graphs.
         precision: Arithmetic of the stages; auto times the choices on this machine. fp64 is for checking.
     """
 

@@ -36,7 +36,7 @@ class Execution:
 
     @property
     def parameter_dtype(self) -> torch.dtype:
-        """Parameters and gradients stay in fp32 under bf16: they are cast inside each tile's graph."""
+        """Parameters and gradients stay in fp32 under bf16: what multiplies is cast once a step."""
         return torch.float64 if self.precision == "fp64" else torch.float32
 
     @property

@@ -2,8 +2,8 @@
 
 The cells that a tile owns are a fixed partition, aligned to the grid of the stage's classifier. Its window reaches out by the
 halo that the stage's locality asks for; where that passes the image's edge, the window ends there and the network's own zero
-padding takes over. Shares are even, so that an axis has windows of three lengths at most (first, inner, last): every new shape
-costs the convolution library a kernel that it keeps.
+padding takes over. Shares are even, so that all windows that no edge cuts are equally long: every new shape costs the convolution
+library a kernel that it keeps.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def tile_side(tile_px: int, *, stride_px: int, align: int) -> int:
 def _spans(input_length: int, output_length: int, axis: AxisLocality, tile_cells: int, align: int) -> list[_Span]:
     assert tile_cells % align == 0, "tiles must be aligned to the classifier's grid"
     count = -(-output_length // tile_cells)
-    own = -(-output_length // (count * align)) * align  # even shares: no sliver at the end
+    own = -(-output_length // (count * align)) * align  # even shares, as far as the grid allows
     spans = []
     for start in range(0, output_length, own):
         stop = min(start + own, output_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -38,9 +39,7 @@ def remembered_execution(network: LocalNetwork, precision: Choice, device: torch
 def _cache_file(network: LocalNetwork, precision: Choice, device: torch.device) -> Path:
     facts = {
         "versions": [__version__, torch.__version__],
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else [platform.processor(), platform.machine()],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "precision": precision,
@@ -49,8 +48,27 @@ def _cache_file(network: LocalNetwork, precision: Choice, device: torch.device) 
         "trained": sum(p.requires_grad for p in network.parameters()),
     }
     key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "wholeslide" / f"execution-{key}.json"
+    return _cache_folder() / "wholeslide" / f"execution-{key}.json"
+
+
+def _cache_folder() -> Path:
+    named = os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir())
+
+
+def _processor() -> list[str]:
+    """Model and instructions: the nodes of a cluster share a cache folder, and only some compute bf16 natively."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return [platform.processor(), platform.machine()]
+    found = {line.split(":")[0].strip(): line for line in reversed(lines) if line.startswith(("model name", "flags"))}
+    return [platform.machine(), *sorted(found.values())]
 
 
 def _read(path: Path) -> tuple[Execution, Timing] | None:
@@ -63,10 +81,12 @@ def _read(path: Path) -> tuple[Execution, Timing] | None:
 
 def _write(path: Path, found: tuple[Execution, Timing]) -> None:
     execution, timing = found
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump({"execution": asdict(execution), "timing": asdict(timing)}, file)
-        Path(file.name).replace(path)
+        beside.write_text(json.dumps({"execution": asdict(execution), "timing": asdict(timing)}))
+        beside.replace(path)
     except OSError as error:
         _log.debug("the timing of this machine is not remembered: %s", error)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)

@@ -59,7 +59,8 @@ class TrainConfig:
         flips: Flip training slides at random.
         turns: Turn training slides by random quarter turns.
         jitter: Strength of the colour jitter.
-        memory: Most memory to use, as 8GiB, or smallest; left out: what is free.
+        memory: Most memory to use, as 8GiB, or smallest. Left out: on a GPU most of what is free, on a CPU tiles and kept
+            graphs of about 1 GiB.
         store: Where the features between stages are kept.
         tile: Side of a tile in working pixels; left out: chosen to fit the memory.
         precision: Number format of the stages' arithmetic; auto measures which is quickest.
