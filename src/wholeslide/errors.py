@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -54,3 +54,17 @@ class RunError(WholeslideError):
 
 class ConfigError(WholeslideError):
     """An option whose value makes no sense."""
+
+
+def option(name: str) -> str:
+    """A field's name as the command line spells it."""
+    return "--" + name.replace("_", "-")
+
+
+def too_small(config: object, least: Mapping[str, float]) -> list[Problem]:
+    """The fields of a configuration that are below their least value; ``None`` is not."""
+    return [
+        Problem(f"{value} is too small", option(name), f"give {lowest} or more")
+        for name, lowest in least.items()
+        if (value := getattr(config, name)) is not None and value < lowest
+    ]

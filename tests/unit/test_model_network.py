@@ -170,4 +170,4 @@ def test_lite0_views_are_one_beyond_a_multiple_of_32(size: Size) -> None:
 def test_first_stride_below_one_is_refused(stride: int) -> None:
     with pytest.raises(ConfigError) as caught:
         build(first_stride=stride)
-    assert str(caught.value) == f"not a stride (--first-stride {stride}): give 1 or more"
+    assert str(caught.value) == f"{stride} is too small (--first-stride): give 1 or more"

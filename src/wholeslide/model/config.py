@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wholeslide.errors import ConfigError, Problem, option, too_small
+
+_LEAST = {
+    "stages": 1,
+    "first_stride": 1,
+    "reconstruction_weight": 0,
+    "reconstruction_regions": 1,
+    "reconstruction_region_px": 1,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -21,6 +31,9 @@ class ModelConfig:
         reconstruction_regions: Most regions of one slide that are reconstructed.
         reconstruction_region_px: Side of such a region in input pixels.
         attention_dropout: Dropout on the attention weights of every classifier.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     backbone: str = "resnet34"
@@ -33,3 +46,11 @@ class ModelConfig:
     reconstruction_regions: int = 10
     reconstruction_region_px: int = 768
     attention_dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        problems = too_small(self, _LEAST)
+        dropout = self.attention_dropout
+        if not 0 <= dropout < 1:
+            problems.append(Problem(f"{dropout} is no dropout", option("attention_dropout"), "give 0 or more, below 1"))
+        if problems:
+            raise ConfigError(problems)

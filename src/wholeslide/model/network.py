@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.config import ModelConfig
 from wholeslide.model.heads import AttentionClassifier, auxiliary_classifier, final_classifier
@@ -226,7 +225,5 @@ def _set_first_stride(backbone: nn.Module, config: ModelConfig) -> None:
     stride = first_stride_of(config)
     if stride is None:
         return
-    if stride < 1:
-        raise ConfigError.single("not a stride", where=f"--first-stride {stride}", remedy="give 1 or more")
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
     first.stride = (stride, stride)

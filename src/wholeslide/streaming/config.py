@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from wholeslide.errors import ConfigError, too_small
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingConfig:
@@ -16,9 +18,17 @@ class StreamingConfig:
         store: Where features between stages are kept: on the device, in host memory, or decided by what is free.
         tile: Side of a tile in input pixels, rounded up for each stage to its grid; memory then decides the kept graphs.
         precision: Arithmetic of the stages; auto times the choices on this machine. fp64 is for checking.
+
+    Raises:
+        ConfigError: the tile is not positive.
     """
 
     memory: str | None = None
     store: Literal["auto", "device", "host"] = "auto"
     tile: int | None = None
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+
+    def __post_init__(self) -> None:
+        problems = too_small(self, {"tile": 1})
+        if problems:
+            raise ConfigError(problems)

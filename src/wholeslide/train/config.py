@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wholeslide.cohort.config import check_fractions
-from wholeslide.errors import ConfigError, Problem, WholeslideError
+from wholeslide.errors import ConfigError, Problem, WholeslideError, option, too_small
 from wholeslide.model.config import ModelConfig
 from wholeslide.slides.config import AugmentationConfig, SlideConfig
 from wholeslide.streaming.config import StreamingConfig
@@ -260,6 +260,16 @@ class TrainConfig:
 
 
 _PATHS = frozenset({"manifest", "slides", "out", "cache", "splits_csv", "mask_dir"})
+_LEAST = {
+    "epochs": 1,
+    "accumulate": 1,
+    "lr_patience": 1,
+    "patience": 0,
+    "checkpoint_minutes": 0,
+    "weight_decay": 0,
+    "prefetch_bytes": 0,
+    "fold": 0,
+}
 _TUPLES = frozenset({"fractions", "loggers"})
 
 
@@ -291,21 +301,7 @@ def _device_problems(config: TrainConfig) -> list[Problem]:
 
 
 def _range_problems(config: TrainConfig) -> list[Problem]:
-    problems = []
-    at_least = {"stages": 1, "epochs": 1, "accumulate": 1, "lr_patience": 1, "patience": 0, "checkpoint_minutes": 0}
-    at_least |= {
-        "weight_decay": 0,
-        "reconstruction_weight": 0,
-        "reconstruction_regions": 1,
-        "reconstruction_region_px": 1,
-    }
-    for name, least in at_least.items():
-        if getattr(config, name) < least:
-            problems.append(Problem(f"{getattr(config, name)} is too small", option(name), f"give {least} or more"))
-    for name, least in {"prefetch_bytes": 0, "fold": 0, "tile": 1}.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            problems.append(Problem(f"{value} is too small", option(name), f"give {least} or more"))
+    problems = too_small(config, _LEAST)
     if config.fold is not None and config.splits_csv is not None:
         problems.append(Problem("two splits are asked for", "--fold and --splits-csv", "give one of the two"))
     for name in ("lr", "head_lr"):
@@ -314,10 +310,6 @@ def _range_problems(config: TrainConfig) -> list[Problem]:
             problems.append(
                 Problem(f"{rate} is no learning rate", option(name), "give a positive number, such as 1e-5")
             )
-    if not 0 <= config.attention_dropout < 1:
-        problems.append(
-            Problem(f"{config.attention_dropout} is no dropout", option("attention_dropout"), "give 0 or more, below 1")
-        )
     return problems
 
 
@@ -337,8 +329,3 @@ def _part_problems(config: TrainConfig) -> list[Problem]:
         except WholeslideError as error:
             problems.extend(error.problems)
     return problems
-
-
-def option(name: str) -> str:
-    """A field's name as the command line spells it."""
-    return "--" + name.replace("_", "-")

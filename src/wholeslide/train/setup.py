@@ -16,13 +16,13 @@ import torch
 from wholeslide.cohort.audit import audit, leave_out_unreadable
 from wholeslide.cohort.manifest import Cohort, read_cohort
 from wholeslide.cohort.splits import split_by_fold, split_cohort
-from wholeslide.errors import CohortError, ConfigError, Problem, SlideError, WholeslideError
+from wholeslide.errors import CohortError, ConfigError, Problem, SlideError, WholeslideError, option
 from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.slides.statistics import tissue_statistics
 from wholeslide.slides.working import WorkingSlide
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import make_plan, parse_memory
-from wholeslide.train.config import GIB, TrainConfig, option
+from wholeslide.train.config import GIB, TrainConfig
 from wholeslide.train.history import check_loggers
 from wholeslide.train.run import Run, Tissue, claim_folder
 from wholeslide.train.survey import Finding, SlideFacts, facts_of, raise_finding, survey
