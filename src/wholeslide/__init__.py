@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from wholeslide.slides.view import SlideView, make_view
     from wholeslide.slides.working import WorkingSlide, open_working_slide
     from wholeslide.streaming.config import StreamingConfig
-    from wholeslide.streaming.engine import StepResult, StreamingEngine
+    from wholeslide.streaming.engine import StreamingEngine
     from wholeslide.streaming.plan import Plan
     from wholeslide.streaming.planner import make_plan
+    from wholeslide.streaming.step import StepResult
     from wholeslide.train.config import TrainConfig
     from wholeslide.train.loop import dry_run
     from wholeslide.train.loop import train as train_run
@@ -64,7 +65,7 @@ _HOMES = {
     "SlideConfig": "slides.config",
     "SlideReader": "slides.readers",
     "SlideView": "slides.view",
-    "StepResult": "streaming.engine",
+    "StepResult": "streaming.step",
     "StreamingConfig": "streaming.config",
     "StreamingEngine": "streaming.engine",
     "TrainConfig": "train.config",

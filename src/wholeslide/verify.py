@@ -146,7 +146,7 @@ def telling_size(network: LocalNetwork, size: Size, tile_px: tuple[int, ...]) ->
 
 def _telling(engine: StreamingEngine, number: int, size: Size) -> bool:
     input_size = engine.network.feature_size(size, number - 1)
-    tiles = engine.tiles(number, input_size)
+    tiles = engine.runner.tiles(number, input_size)
     x_size, kernel = engine.network.feature_size(size, number), engine.network.head(number).kernel
     return (
         len(tiles) >= _FEWEST_TILES
@@ -213,7 +213,7 @@ def _run_both(network: LocalNetwork, plan: Plan, slide: RandomSlide, seed: int) 
     engine = StreamingEngine(network, plan, device)
     engine.step(slide, _LABEL, draws, observer=_recorder(streamed))
     for number in range(1, network.depth + 1):
-        streamed.tiles[number] = len(engine.tiles(number, network.feature_size(slide.size, number - 1)))
+        streamed.tiles[number] = len(engine.runner.tiles(number, network.feature_size(slide.size, number - 1)))
     streamed.take_gradients(network)
     return whole, streamed
 

@@ -20,7 +20,8 @@ from wholeslide.draws import Draws
 from wholeslide.errors import CohortError, ConfigError, RunError, SlideError, WholeslideError
 from wholeslide.slides.prepare import prepare
 from wholeslide.slides.working import WorkingSlide, open_working_slide
-from wholeslide.streaming.engine import StepResult, StreamingEngine
+from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.step import StepResult
 from wholeslide.train.inference import predict_slides
 from wholeslide.train.loop import dry_run, train
 from wholeslide.train.run import Run

@@ -21,10 +21,11 @@ from wholeslide.model.config import ModelConfig
 from wholeslide.model.locality import AxisLocality, Locality
 from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.model.stages import Stage
-from wholeslide.streaming.engine import StepResult, StreamingEngine
+from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.execution import Execution, Precision
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.reference import WholeEngine
+from wholeslide.streaming.step import StepResult
 
 CPU = torch.device("cpu")
 DRAWS = Draws(seed=5, epoch=1, slide="a.svs")
@@ -175,7 +176,7 @@ def assert_not_vacuous(
     network = engine.network
     for number in stages or range(1, network.depth + 1):
         input_size = network.feature_size(size, number - 1)
-        tiles = engine.tiles(number, input_size)
+        tiles = engine.runner.tiles(number, input_size)
         assert len(tiles) >= 4, f"stage {number} has {len(tiles)} tiles"
         locality = network.stage(number).locality
 

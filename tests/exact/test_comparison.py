@@ -10,7 +10,7 @@ import torch
 from cases import DRAWS, assert_not_vacuous, build, gradient_error, gradients_of, output_error, random_view, streaming
 
 from wholeslide.geometry import Size
-from wholeslide.streaming.engine import StepResult
+from wholeslide.streaming.step import StepResult
 
 GOOD = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([1.0])}
 

@@ -9,7 +9,7 @@ from cases import DRAWS, build, gradient_error, gradients_of, random_view, strea
 from torch import Tensor
 
 from wholeslide.geometry import Size
-from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.tile_runner import TileRunner
 
 EXACT = 1e-9
 
@@ -18,13 +18,13 @@ EXACT = 1e-9
 def test_every_fraction_of_kept_graphs_gives_the_same_gradients(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     network, view = build("resnet_tiny", 2, reconstruction_region_px=100).double(), random_view(Size(603, 575))
     runs: list[int] = []
-    run_tile = StreamingEngine.run_tile
+    run_tile = TileRunner.run
 
-    def counted(self: StreamingEngine, *arguments: Any) -> Tensor:
+    def counted(self: TileRunner, *arguments: Any) -> Tensor:
         runs.append(1)
         return run_tile(self, *arguments)
 
-    monkeypatch.setattr(StreamingEngine, "run_tile", counted)
+    monkeypatch.setattr(TileRunner, "run", counted)
     found, counts = [], []
     for kept_px in (0, int(share * view.size.area)):
         engine = streaming(network, 120, kept_px=kept_px)
@@ -34,7 +34,7 @@ def test_every_fraction_of_kept_graphs_gives_the_same_gradients(share: float, mo
         found.append(gradients_of(network))
         counts.append(len(runs))
     assert gradient_error(found[1], found[0]) <= EXACT
-    tiles = sum(len(engine.tiles(n, network.feature_size(view.size, n - 1))) for n in (1, 2))
+    tiles = sum(len(engine.runner.tiles(n, network.feature_size(view.size, n - 1))) for n in (1, 2))
     stem_tiles = counts[0] - 2 * tiles
     assert counts[0] > counts[1] >= tiles + stem_tiles  # some tiles were not computed twice
     assert (counts[1] == tiles + stem_tiles) == (share == 10.0)  # and at last none was

@@ -34,7 +34,7 @@ def test_slide_smaller_than_a_tile_and_a_region(stages: int) -> None:
     network = build("resnet_tiny", stages).double()
     engine, size = streaming(network, 4096), Size(397, 301)
     for number in range(1, stages + 1):
-        assert len(engine.tiles(number, network.feature_size(size, number - 1))) == 1
+        assert len(engine.runner.tiles(number, network.feature_size(size, number - 1))) == 1
     assert_exact(network, size, 4096)
 
 

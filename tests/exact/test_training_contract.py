@@ -10,6 +10,7 @@ from oracle import Oracle
 from torch import Tensor
 
 from wholeslide.draws import Draws
+from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.engine import StreamingEngine
@@ -150,10 +151,23 @@ def test_observer_sees_features_and_grids() -> None:
     assert seen == [2]
 
 
-def test_a_view_that_was_not_padded_is_our_own_bug() -> None:
+def test_a_view_that_was_not_padded_is_refused_with_the_size_that_would_do() -> None:
     network = network_of()
-    with pytest.raises(AssertionError, match="not padded"):
+    needed = network.padded_size(Size(30, 30))
+    with pytest.raises(ConfigError) as caught:
         streaming(network, 96).predict(ArrayView(np.zeros((30, 30, 3), np.float32)))
+    assert str(caught.value) == (
+        "not a size that the network divides (view of 30x30 pixels): "
+        f"pad it with background to network.padded_size(view.size), which is {needed}"
+    )
+
+
+@pytest.mark.parametrize("stages", [[], [0], [1, 9]])
+def test_stages_that_are_not_there_are_refused(stages: list[int]) -> None:
+    network = network_of()
+    with pytest.raises(ConfigError, match="name at least one, counted from 1"):
+        streaming(network, 96).step(random_view(SIZE), 1, DRAWS, stages=stages)
+    assert not gradients_of(network)
 
 
 def test_losses_can_be_swapped() -> None:

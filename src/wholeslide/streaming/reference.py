@@ -15,9 +15,9 @@ from torch import Tensor
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
-from wholeslide.streaming.engine import PixelSource, StepResult, trained_stages
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.objective import StageObjective, head_dtype
+from wholeslide.streaming.step import PixelSource, StepResult, trained_stages
 
 
 class WholeEngine:

@@ -17,7 +17,8 @@ from wholeslide.cohort.manifest import Cohort
 from wholeslide.draws import Draws
 from wholeslide.errors import RunError
 from wholeslide.model.network import LocalNetwork
-from wholeslide.streaming.engine import StepResult, StreamingEngine
+from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.step import StepResult
 from wholeslide.train.checkpoint import Pointer
 from wholeslide.train.config import TrainConfig
 from wholeslide.train.history import History
