@@ -136,6 +136,9 @@ def evaluate(
     alone = sum(len(patients) == 1 for patients in strata)
     if alone:
         result["note"] = f"{alone} of {len(strata)} classes have one patient only: the intervals are too narrow"
+    if alone == len(strata):
+        drawn = {}  # nobody can be resampled: an interval would have no width
+        result["note"] = "one patient a class: no interval can be given"
     for name in METRICS:
         result[name] = _with_interval(float(point[name][0]), drawn.get(name), scored.reason(name))
     low, high = _interval(drawn["confusion"]) if drawn else (None, None)

@@ -315,6 +315,16 @@ def test_a_class_of_one_patient_is_noted() -> None:
     assert result["note"] == "1 of 2 classes have one patient only: the intervals are too narrow"
 
 
+def test_one_patient_a_class_gives_no_interval() -> None:
+    """Nobody can be resampled: an interval would have no width, and look like certainty."""
+    table = binary("nnpp", [0.1, 0.6, 0.2, 0.9], patient=["x", "x", "y", "y"])
+    result = evaluate(table, classes=["n", "p"])
+    assert result["note"] == "one patient a class: no interval can be given"
+    assert result["auroc"]["value"] is not None
+    assert result["auroc"]["low"] is result["auroc"]["high"] is None
+    assert result["confusion"]["low"] is None
+
+
 def test_the_seed_and_nothing_else_decides() -> None:
     table = drawn(2, 50, 0)[2]
     one = evaluate(table, classes=CLASSES[2], seed=1)

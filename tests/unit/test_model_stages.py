@@ -113,6 +113,8 @@ def assert_joined_pieces_are_the_backbone(name: str, stages: int) -> None:
         own = piece.body.state_dict()
         assert not weights.keys() & own.keys(), "a weight is in two pieces"
         weights.update(own)
+    if hasattr(backbone, "conv_head"):
+        backbone.conv_head = backbone.bn2 = torch.nn.Identity()
     missing, unexpected = backbone.load_state_dict(weights, strict=False)
     assert not unexpected
     assert all(key.startswith("head.") for key in missing), missing

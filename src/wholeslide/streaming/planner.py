@@ -97,12 +97,12 @@ def make_plan(
         )
         for number, cost in enumerate(costs)
     ]
-    process_bytes = _process_bytes(network, device, training=training)
-    budget_bytes = _budget_bytes(config, stages, device, process_bytes)
+    held_bytes = process_bytes(network, device, training=training)
+    budget_bytes = _budget_bytes(config, stages, device, held_bytes)
     found = [stage.best_choice(budget_bytes, config.tile) for stage in stages]
     choices = [choice for choice in found if choice is not None]
     if len(choices) < len(stages):
-        needed_bytes = process_bytes + max(stage.least_bytes(config.tile) for stage in stages)
+        needed_bytes = held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
         raise ConfigError.single(
             f"not enough memory for a slide of {largest} pixels",
             where=f"--memory {config.memory}",
@@ -213,10 +213,10 @@ def _freed_bytes(config: StreamingConfig, device: torch.device) -> int:
     return _DEFAULT_FREED_BYTES if config.memory is None else _LIMITED_FREED_BYTES
 
 
-def _budget_bytes(config: StreamingConfig, stages: list[_StageNeeds], device: torch.device, process_bytes: int) -> int:
+def _budget_bytes(config: StreamingConfig, stages: list[_StageNeeds], device: torch.device, held_bytes: int) -> int:
     """What a step may hold above the process."""
     if config.memory is not None and config.memory != "smallest":
-        return parse_memory(config.memory) - process_bytes
+        return parse_memory(config.memory) - held_bytes
     if config.tile is not None:
         least_bytes = max(stage.least_bytes(config.tile) for stage in stages)
     else:
@@ -224,11 +224,11 @@ def _budget_bytes(config: StreamingConfig, stages: list[_StageNeeds], device: to
     if config.memory == "smallest":
         return least_bytes
     if device.type == "cuda":
-        return max(least_bytes, int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]) - process_bytes)
+        return max(least_bytes, int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]) - held_bytes)
     return least_bytes + _DEFAULT_ROOM_BYTES
 
 
-def _process_bytes(network: LocalNetwork, device: torch.device, *, training: bool) -> int:
+def process_bytes(network: LocalNetwork, device: torch.device, *, training: bool) -> int:
     """What a process holds beside a step: libraries on a CPU, weights, and AdamW's two moments where it trains.
 
     A fixed allowance and not what is resident now: two runs of one configuration must get the same tiles.

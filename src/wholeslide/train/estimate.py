@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from wholeslide.cohort.config import SPLITS
+from wholeslide.streaming.planner import process_bytes
 from wholeslide.train.config import GIB, TrainConfig
 from wholeslide.train.setup import Prepared, prefetch_limit
 from wholeslide.train.survey import augmented_megapixels, megapixels
@@ -43,12 +44,14 @@ def estimate_lines(prepared: Prepared) -> list[str]:
     epoch_seconds = train_seconds + valid_seconds
     largest_bytes = max(3 * fact.size.area for fact in prepared.facts.values())
     ahead = 2 * largest_bytes if largest_bytes <= prefetch_limit(config, prepared.device) else 0
+    held = process_bytes(prepared.network, prepared.device, training=True)
     disk = 3 * checkpoint_bytes(prepared.network)
     return [
         f"time: about {train_seconds / max(1, len(train)):.1f} s a slide, {clock(epoch_seconds)} an epoch, "
         f"{clock(epochs * epoch_seconds)} for {epochs} epochs, reading of slides not counted",
-        f"memory: about {amount(plan.predicted_peak_bytes)} at most for training and {amount(ahead)} for reading ahead",
-        f"disk: about {amount(disk)} for checkpoints in {config.out}",
+        f"memory: about {amount(held + plan.predicted_peak_bytes + ahead)} at most: {amount(held)} for the program, the weights "
+        f"and the optimiser, {amount(plan.predicted_peak_bytes)} for a step, {amount(ahead)} for reading ahead",
+        f"disk: at most about {amount(disk)} for checkpoints in {config.out}",
     ]
 
 

@@ -25,7 +25,7 @@ from wholeslide.streaming.planner import make_plan, parse_memory
 from wholeslide.train.config import GIB, TrainConfig
 from wholeslide.train.history import check_loggers
 from wholeslide.train.run import Run, Tissue, claim_folder
-from wholeslide.train.survey import Finding, SlideFacts, facts_of, raise_finding, survey
+from wholeslide.train.survey import Finding, SlideFacts, facts_of, oddities, raise_finding, survey
 from wholeslide.train.validation import balanced_weights
 from wholeslide.train.views import Entry, entries, open_slide_of
 
@@ -81,6 +81,10 @@ def prepare_run(config: TrainConfig) -> Prepared:
     network.pixel_mean.copy_(torch.tensor(tissue.pixel_mean))
     network.pixel_std.copy_(torch.tensor(tissue.pixel_std))
     facts = _facts_by_file(findings, entries(cohort.table))
+    for oddity in oddities(facts):
+        logger.warning("%s", oddity)
+    if cohort.split("test").empty:
+        logger.warning("no slide is in the test split: `wholeslide evaluate` will have nothing to score")
     device = choose_device(config)
     largest = max((fact.size for fact in facts.values()), key=lambda size: size.area)
     plan = make_plan(network.to(device), network.padded_size(largest), config.streaming_config(), device)

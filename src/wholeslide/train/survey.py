@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from wholeslide.errors import WholeslideError
 from wholeslide.geometry import Box, Size
@@ -18,15 +21,23 @@ from wholeslide.train.progress import progress_bar
 from wholeslide.train.views import Entry, open_slide_of
 
 PROBE_PX = 64
+#: Working scales of one cohort that differ more than this are told.
+SCALES_DIFFER = 1.2
 MEGAPIXEL = 1e6
 
 
 @dataclass(frozen=True)
 class SlideFacts:
-    """What the survey found: the size in working pixels, and how much of it is tissue (0 to 1)."""
+    """What the survey found.
+
+    ``size`` is in working pixels, ``tissue_fraction`` the share of it that is tissue (0 to 1), ``mpp`` the microns per working
+    pixel (``None`` where the file has no scale), ``one_colour`` whether all pixels that were looked at are equal.
+    """
 
     size: Size
     tissue_fraction: float
+    mpp: float | None
+    one_colour: bool
 
 
 Finding = SlideFacts | WholeslideError
@@ -40,8 +51,9 @@ def survey(
     def look(entry: Entry) -> Finding:
         try:
             with closing(open_slide_of(entry, config, cache)) as slide:
-                _probe(slide)
-                return SlideFacts(slide.size, slide.tissue_fraction)
+                one_colour = _probe(slide)
+                mpp = None if slide.working_mpp is None else math.sqrt(slide.working_mpp.x * slide.working_mpp.y)
+                return SlideFacts(slide.size, slide.tissue_fraction, mpp, one_colour)
         except WholeslideError as error:
             return error
         except OSError as error:
@@ -56,12 +68,32 @@ def survey(
     return found
 
 
-def _probe(slide: WorkingSlide) -> None:
+def oddities(facts: Mapping[str, SlideFacts]) -> list[str]:
+    """What is allowed, but seldom meant: scales that differ, and slides that show nothing. Keys are files."""
+    found = [f"{file} has one colour wherever it was looked at" for file, fact in facts.items() if fact.one_colour]
+    scales = sorted((fact.mpp, file) for file, fact in facts.items() if fact.mpp is not None)
+    if scales and scales[-1][0] > SCALES_DIFFER * scales[0][0]:
+        (finest, fine), (coarsest, coarse) = scales[0], scales[-1]
+        found.append(
+            f"slides differ {coarsest / finest:.1f}-fold in scale, from {finest:.3g} µm per pixel ({fine}) to {coarsest:.3g} "
+            f"({coarse}): give one for all with --mpp"
+        )
+    if scales and len(scales) < len(facts):
+        found.append(f"{len(facts) - len(scales)} of {len(facts)} slides have no scale, and the others have")
+    return found
+
+
+def _probe(slide: WorkingSlide) -> bool:
+    """Read the middle and the corners; whether they are all of one colour."""
     size = slide.size
     width, height = min(PROBE_PX, size.width), min(PROBE_PX, size.height)
+    colours: set[tuple[int, ...]] = set()
     right, bottom = size.width - width, size.height - height
     for left, top in {(right // 2, bottom // 2), (0, 0), (right, 0), (0, bottom), (right, bottom)}:
-        slide.read(Box(left, top, width, height))
+        colours.update(
+            map(tuple, np.unique(slide.read(Box(left, top, width, height)).reshape(-1, 3), axis=0)[:2].tolist())
+        )
+    return len(colours) == 1
 
 
 def raise_finding(findings: Mapping[Path, Finding], path: Path) -> None:

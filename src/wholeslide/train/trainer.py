@@ -32,6 +32,7 @@ from wholeslide.train.state import Best, LoopState, RunningLosses
 from wholeslide.train.validation import (
     constant_answer_loss,
     does_not_move,
+    grows,
     monitored,
     stage_metrics,
 )
@@ -327,7 +328,14 @@ class Trainer:
         if state.epoch == 1 and math.isnan(row[f"valid_stage{stage}_{self.config.monitor}"]):
             logger.warning("%s is undefined on the validation split: choose another --monitor", self.config.monitor)
         looked_at = state.epoch == EARLY_LOOK or self.stage_done
-        if looked_at and does_not_move(state.losses, constant_loss=self.constant_loss):
+        if looked_at and grows(state.losses, constant_loss=self.constant_loss):
+            logger.warning(
+                "the training loss grows: from %.3f to %.3f in %d epochs. Try a tenth of the --lr",
+                state.losses[0].mean,
+                state.losses[-1].mean,
+                state.epoch,
+            )
+        elif looked_at and does_not_move(state.losses, constant_loss=self.constant_loss):
             logger.warning(
                 "the training loss does not move: %.3f after %d epochs, and answering without looking gets %.3f. "
                 "Try ten times the --lr, pretrained --weights, more --epochs or a finer --mpp, and see with "

@@ -67,6 +67,15 @@ def does_not_move(losses: Sequence[EpochLoss], *, constant_loss: float) -> bool:
     return not last.mean < first.mean - max(noise, 0.02 * first.mean)
 
 
+def grows(losses: Sequence[EpochLoss], *, constant_loss: float) -> bool:
+    """Whether a run comes to nothing because its steps are too large: worse than a constant answer, and than at its start."""
+    if len(losses) < 2:
+        return False
+    last, first = losses[-1], losses[0]
+    noise = 2 * math.hypot(first.error, last.error)
+    return last.mean > max(constant_loss, first.mean) + max(noise, 0.02 * first.mean)
+
+
 def constant_answer_loss(counts: Sequence[int], class_weights: Sequence[float] | None) -> float:
     """The least mean training loss of an answer that looks at no slide, from the number of slides of each class.
 
