@@ -239,6 +239,7 @@ def _cut(network: nn.Module) -> tuple[list[nn.Module], list[tuple[str, list[nn.M
         stem = [network.conv_stem, network.bn1]
         for s, stage in enumerate(network.blocks):
             units += [(f"blocks.{s}.{b}.", [block]) for b, block in enumerate(stage)]
+        units[-1][1].extend([network.conv_head, network.bn2])
     else:
         assert isinstance(network, RegNet), type(network)
         stem = [network.stem]

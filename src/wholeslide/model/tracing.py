@@ -52,10 +52,7 @@ class _LocalTracer(fx.Tracer):
 
 
 def trace(backbone: nn.Module, name: str) -> fx.GraphModule:
-    """The graph of ``backbone.forward_features`` in evaluation mode, up to its last block.
-
-    EfficientNets and MobileNets widen their last features fourfold, to 1280 channels, before they are averaged. That layer belongs
-    to a classifier which is replaced here; a classifier over 5 by 5 such cells would have 41 million weights.
+    """The graph of ``backbone.forward_features`` in evaluation mode.
 
     Raises:
         ModelError: the network's Python code cannot be traced.
@@ -67,18 +64,7 @@ def trace(backbone: nn.Module, name: str) -> fx.GraphModule:
         raise ModelError.single(
             f"the backbone cannot be traced: {str(error).splitlines()[0]}", where=name, remedy=ALTERNATIVE
         ) from error
-    traced = fx.GraphModule(backbone, graph)
-    _leave_out_widening(traced.graph)
-    return fx.GraphModule(backbone, traced.graph)
-
-
-def _leave_out_widening(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        if node.op == "call_module" and node.target == "conv_head":
-            output = next(other for other in graph.nodes if other.op == "output")
-            output.args = (node.args[0],)
-            graph.eliminate_dead_code()
-            return
+    return fx.GraphModule(backbone, graph)
 
 
 @dataclass(frozen=True)
