@@ -43,6 +43,11 @@ class TestSplitAndInspect:
         assert outcome.out.endswith(f"train {tmp_path / 'folds.csv'} --slides SLIDES --out RUN --fold 0\n")
         assert pd.read_csv(tmp_path / "folds.csv")["fold"].value_counts().to_dict() == dict.fromkeys(range(5), 4)
 
+    def test_a_split_that_is_drawn_anew_is_told(self, labels: Path, tmp_path: Path) -> None:
+        first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+        assert "drawn anew" not in call("split", labels, "--out", first).err
+        assert f"the column split of {first} is drawn anew" in call("split", first, "--out", second, "--seed", 3).err
+
     def test_the_manifest_is_not_overwritten(self, labels: Path) -> None:
         path = labels
         assert refused("split", path, "--out", path) == [
@@ -56,9 +61,16 @@ class TestSplitAndInspect:
     def test_pictures_of_one_name_do_not_replace_each_other(self, tmp_path: Path) -> None:
         paths = [tiff(tmp_path / folder / "a.tiff", mpp=1.0) for folder in "xy"]
         assert refused("inspect", *paths, "--overlay", tmp_path / "pictures") == [
-            "2 slides would get the same picture (a.png): look at one of them at a time, each with an --overlay of its own"
+            f"2 slides would get the same picture a.tiff.png ({paths[0]}, {paths[1]}): "
+            "look at one of them at a time, each with an --overlay of its own"
         ]
         assert not (tmp_path / "pictures").exists()
+
+    def test_slides_that_differ_in_their_ending_get_two_pictures(self, tmp_path: Path) -> None:
+        paths = [tiff(tmp_path / name, mpp=1.0) for name in ("a.tiff", "a.tif", "b.tiff")]
+        assert call("inspect", *paths, "--overlay", tmp_path / "pictures").status == 0
+        pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
+        assert pictures == {"a.tiff.png", "a.tif.png", "b.png"}
 
     def test_inspect(self, tmp_path: Path) -> None:
         path = tiff(tmp_path / "a.tiff", mpp=1.0)

@@ -153,8 +153,8 @@ def test_inspect_reads_pixels() -> None:
 
 
 def test_overlay_outlines_the_tissue(tmp_path: Path, pyramid: Path) -> None:
-    out = write_overlay(pyramid, tmp_path / "overlays", SlideConfig())
-    assert out.name == "slide ß.png"
+    out = write_overlay(pyramid, tmp_path / "overlays" / "pyramid.png", SlideConfig())
+    assert out == tmp_path / "overlays" / "pyramid.png"
     picture = np.asarray(Image.open(out)).astype(int)
     assert picture.shape == (650, 750, 3)
     outline = (picture == (0, 160, 0)).all(axis=2)
@@ -166,4 +166,4 @@ def test_overlay_outlines_the_tissue(tmp_path: Path, pyramid: Path) -> None:
 def test_an_overlay_that_cannot_be_written_is_a_clear_error(tmp_path: Path, pyramid: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written: .*: check the folder"):
-        write_overlay(pyramid, tmp_path / "file" / "sub", SlideConfig())
+        write_overlay(pyramid, tmp_path / "file" / "sub" / "a.png", SlideConfig())

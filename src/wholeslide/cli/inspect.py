@@ -30,15 +30,22 @@ class InspectArguments:
     reading: SlideConfig
 
     def __post_init__(self) -> None:
-        pictures = Counter(path.stem for path in self.slide) if self.overlay is not None else Counter[str]()
+        clashes: dict[str, list[Path]] = {}
+        for path, name in self.pictures().items() if self.overlay is not None else ():
+            clashes.setdefault(name, []).append(path)
         remedy = "look at one of them at a time, each with an --overlay of its own"
         problems = [
-            Problem(f"{count} slides would get the same picture", f"{stem}.png", remedy)
-            for stem, count in pictures.items()
-            if count > 1
+            Problem(f"{len(paths)} slides would get the same picture {name}", ", ".join(map(str, paths)), remedy)
+            for name, paths in clashes.items()
+            if len(paths) > 1
         ]
         if problems:
             raise ConfigError(problems)
+
+    def pictures(self) -> dict[Path, str]:
+        """Each slide's picture: named without the slide's ending, unless two slides differ in nothing else."""
+        stems = Counter(path.stem for path in self.slide)
+        return {path: f"{path.stem if stems[path.stem] == 1 else path.name}.png" for path in self.slide}
 
 
 def run(arguments: InspectArguments) -> int:
@@ -46,12 +53,12 @@ def run(arguments: InspectArguments) -> int:
     from wholeslide.slides.inspect import inspect_slide, write_overlay
 
     found: list[dict[str, Any]] = []
-    status = 0
+    pictures, status = arguments.pictures(), 0
     for path in arguments.slide:
         try:
             found.append(inspect_slide(path, arguments.reading))
             if arguments.overlay is not None:
-                picture = write_overlay(path, arguments.overlay, arguments.reading)
+                picture = write_overlay(path, arguments.overlay / pictures[path], arguments.reading)
                 if not arguments.json:
                     write(f"Tissue of {path}: {picture}")
         except WholeslideError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wholeslide.cli.command import Command
+from wholeslide.cli.failures import write_line
 from wholeslide.cli.output import print_table, write
 from wholeslide.cohort.config import SPLITS, SplitConfig
 from wholeslide.errors import ConfigError
@@ -38,6 +39,9 @@ def run(arguments: SplitArguments) -> int:
 
     draw = arguments.draw
     cohort = read_cohort(arguments.manifest)
+    replaced = "fold" if draw.folds is not None else "split"
+    if replaced in cohort.table.columns and cohort.table[replaced].fillna("").astype(str).str.strip().ne("").any():
+        write_line(f"the column {replaced} of {arguments.manifest} is drawn anew")
     if draw.folds is not None:
         cohort = fold_cohort(cohort, folds=draw.folds, group=draw.group, seed=draw.seed)
         column, parts = "fold", [str(number) for number in range(draw.folds)]

@@ -37,11 +37,11 @@ def inspect_slide(path: Path, config: SlideConfig, *, mpp: float | None = None) 
         slide.close()
 
 
-def write_overlay(path: Path, out_dir: Path, config: SlideConfig, *, mpp: float | None = None) -> Path:
+def write_overlay(path: Path, out: Path, config: SlideConfig, *, mpp: float | None = None) -> Path:
     """Draw the outline of the tissue mask, and of the crop, on a thumbnail of the slide.
 
     Returns:
-        The PNG that was written, ``out_dir/<stem>.png``. It shows the slide only, never its label or macro image.
+        The PNG that was written, ``out``. It shows the slide only, never its label or macro image.
 
     Raises:
         SlideError: see :func:`~wholeslide.slides.working.open_working_slide`.
@@ -52,7 +52,6 @@ def write_overlay(path: Path, out_dir: Path, config: SlideConfig, *, mpp: float 
         picture = draw_overlay(slide)
     finally:
         slide.close()
-    out = out_dir / f"{path.stem}.png"
     with write_atomically(out) as beside:
         Image.fromarray(picture).save(beside, format="PNG")
     return out
