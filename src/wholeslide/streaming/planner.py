@@ -82,32 +82,20 @@ def make_plan(
         network = network.double()
     execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
-    costs = [tile_cost(network, n, execution, device, training=training) for n in range(network.depth + 1)]
     place, freed_bytes = _place(config, network, largest, execution, device), _freed_bytes(config, device)
-    slack_bytes = min(freed_bytes, _LIMITED_FREED_BYTES)
+    counted = place == "device" or device.type == "cpu"  # a GPU's budget has nothing to do with stores in host memory
     stages = [
         _StageNeeds(
-            cost,
-            largest,
-            fixed_bytes=cost.weight_bytes
-            + slack_bytes
-            + (gradient_bytes(network) if training else 0)
-            + (store_bytes(network, largest, number, execution) if place == "device" or device.type == "cpu" else 0),
+            cost=tile_cost(network, number, execution, device, training=training),
+            view=largest,
+            stores_bytes=store_bytes(network, largest, number, execution) if counted else 0,
+            gradients_bytes=gradient_bytes(network) if training else 0,
+            freed_bytes=min(freed_bytes, _LIMITED_FREED_BYTES),
             decoder_bytes=decoder_bytes(network, number, largest, execution) if training else 0,
         )
-        for number, cost in enumerate(costs)
+        for number in range(network.depth + 1)
     ]
-    held_bytes = process_bytes(network, device, training=training)
-    budget_bytes = _budget_bytes(config, stages, device, held_bytes)
-    found = [stage.best_choice(budget_bytes, config.tile) for stage in stages]
-    choices = [choice for choice in found if choice is not None]
-    if len(choices) < len(stages):
-        needed_bytes = held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
-        raise ConfigError.single(
-            f"not enough memory for a slide of {largest} pixels",
-            where=f"--memory {config.memory}",
-            remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
-        )
+    choices = _choices(stages, config, device, process_bytes(network, device, training=training))
     trained = list(zip(stages, choices, strict=True))[1:]
     twice = sum(stage.computed_twice(choice) for stage, choice in trained) / len(trained)
     return Plan(
@@ -123,6 +111,23 @@ def make_plan(
     )
 
 
+def _choices(
+    stages: list[_StageNeeds], config: StreamingConfig, device: torch.device, held_bytes: int
+) -> list[_Choice]:
+    """The best tiles of each stage within what the process leaves."""
+    budget_bytes = _budget_bytes(config, stages, device, held_bytes)
+    found = [stage.best_choice(budget_bytes, config.tile) for stage in stages]
+    choices = [choice for choice in found if choice is not None]
+    if len(choices) < len(stages):
+        needed_bytes = held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
+        raise ConfigError.single(
+            f"not enough memory for a slide of {stages[0].view} pixels",
+            where=f"--memory {config.memory}",
+            remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
+        )
+    return choices
+
+
 @dataclass(frozen=True)
 class _Choice:
     """How a stage is cut into tiles, and the pixels of the windows whose graphs are kept."""
@@ -135,14 +140,21 @@ class _Choice:
 class _StageNeeds:
     """Memory that a step holds while it is at one stage, or at the stem, on any view of at most this area.
 
-    ``fixed_bytes`` are those of stores, weights, all gradients and freed memory that stays resident; the decoder's are taken
-    between the two passes.
+    Stores, gradients, weights and freed memory that stays resident are there all the time; the decoder's bytes are taken between
+    the two passes.
     """
 
     cost: TileCost
     view: Size
-    fixed_bytes: int
+    stores_bytes: int
+    gradients_bytes: int
+    freed_bytes: int
     decoder_bytes: int
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What does not depend on the tiles."""
+        return self.cost.weight_bytes + self.stores_bytes + self.gradients_bytes + self.freed_bytes
 
     def best_choice(self, budget_bytes: int, side_px: int | None) -> _Choice | None:
         """The tiles that cost the least computing within ``budget_bytes``; nothing where none fits.
