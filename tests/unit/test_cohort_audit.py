@@ -155,6 +155,13 @@ def test_content_twice_in_one_split_is_a_warning(tmp_path: Path) -> None:
     assert str(warning) == "files with the same content (a1, again): keep one of them"
 
 
+def test_a_link_to_another_row_is_the_same_file(tmp_path: Path) -> None:
+    cohort = write(tmp_path, SOUND + "link z1 a test")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "a1")
+    assert f"the same file in 2 rows in train and test (a1, link: {tmp_path / 'a1'}): keep one row" in problems(cohort)
+
+
 def test_content_with_two_labels_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "again").write_bytes(b"a1")
     cohort = write(tmp_path, SOUND + "again p1 b train")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from slides_cases import real_file, texture, write_ome, write_pyramid
 
 from wholeslide.errors import SlideError
@@ -147,6 +148,38 @@ def test_sixteen_bits_and_many_channels_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "five.ome.tif", np.zeros((5, 40, 40), np.uint8), metadata={"axes": "CYX"})
     with pytest.raises(SlideError, match="5 channels"):
         open_slide(tmp_path / "five.ome.tif")
+
+
+def test_pixels_that_are_no_colours_are_refused(tmp_path: Path) -> None:
+    """Indices into a palette, printing inks and negatives would be read without an error, and be wrong."""
+    colour = Image.fromarray(texture(40, 40))
+    colour.quantize(8).save(tmp_path / "palette.tif")
+    colour.convert("CMYK").save(tmp_path / "inks.tif")
+    tifffile.imwrite(tmp_path / "negative.tif", texture(40, 40)[..., 0], photometric="miniswhite")
+    for name, kind in (("palette", "PALETTE"), ("inks", "SEPARATED"), ("negative", "MINISWHITE")):
+        with pytest.raises(SlideError, match=rf"pixels of the kind {kind}, not grey or RGB .*{name}\.tif.*: export it"):
+            tiff_reader.TiffReader(tmp_path / f"{name}.tif")
+
+
+@pytest.mark.parametrize("pages", [2, 3, 4])
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_stack_of_images_is_not_taken_for_channels(tmp_path: Path, pages: int, *, colour: bool) -> None:
+    images = [texture(40, 40) if colour else texture(40, 40)[..., 0] for _ in range(pages)]
+    first, *others = map(Image.fromarray, images)
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=others)
+    with pytest.raises(SlideError, match="not one image"):
+        tiff_reader.TiffReader(tmp_path / "stack.tif")
+
+
+def test_what_decoders_let_through_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "short.tif").write_bytes(b"II*\0")
+    with pytest.raises(SlideError, match=r"short\.tif"):
+        open_slide(tmp_path / "short.tif")
+    info = PngInfo()
+    info.add_text("comment", "x" * (2 << 20), zip=True)
+    Image.fromarray(texture(40, 40)).save(tmp_path / "chatty.png", pnginfo=info)
+    with pytest.raises(SlideError, match=r"chatty\.png"):
+        open_slide(tmp_path / "chatty.png")
 
 
 @pytest.mark.parametrize(

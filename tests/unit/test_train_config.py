@@ -14,6 +14,7 @@ from wholeslide.model.config import ModelConfig
 from wholeslide.slides.config import AugmentationConfig, SlideConfig
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.train.config import TrainConfig
+from wholeslide.train.setup import resumed_config
 
 
 def config(**options: Any) -> TrainConfig:
@@ -118,3 +119,14 @@ def test_all_problems_come_together() -> None:
 def test_the_options_are_free_of_torch() -> None:
     code = "import sys, wholeslide.train.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("before", "after", "allowed"), [("m", None, False), (None, "m", False), ("m", "moved", True)])
+def test_masks_may_move_but_not_come_or_go(before: str | None, after: str | None, *, allowed: bool) -> None:
+    """Without its masks a slide is another one: the second half of a run would train on other pixels."""
+    stored, given = (config(mask_dir=name and Path(name)) for name in (before, after))
+    if allowed:
+        assert resumed_config(stored, given).mask_dir == given.mask_dir
+        return
+    with pytest.raises(ConfigError, match="--mask-dir"):
+        resumed_config(stored, given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -99,9 +100,10 @@ def _crossing(table: pd.DataFrame, column: str) -> Iterator[Problem]:
 
 
 def _repeated_paths(table: pd.DataFrame) -> Iterator[Problem]:
-    """The same file in two rows: in two splits it leaks, in one it counts double."""
+    """The same file in two rows, links followed: in two splits it leaks, in one it counts double."""
     resolved = table[table["path"] != ""]
-    for path, rows in resolved[resolved["path"].duplicated(keep=False)].groupby("path"):
+    files = resolved["path"].map(lambda path: str(Path(path).resolve()))
+    for path, rows in resolved[files.duplicated(keep=False)].groupby(files):
         splits = _in_order(set(rows["split"]) - {""})
         where = f" in {' and '.join(splits)}" if splits else ""
         names = name_files(rows["file"].drop_duplicates())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class Cohort:
 def sorted_classes(labels: Iterable[str]) -> tuple[str, ...]:
     """The distinct labels that are not empty: by value where all are whole numbers, otherwise by letter."""
     names = sorted({label for label in labels if label})
-    if all(name.lstrip("+-").isdecimal() for name in names):
+    if all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
         names.sort(key=int)
     return tuple(names)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import warnings
 from pathlib import Path
 from threading import Lock
@@ -67,7 +68,7 @@ class ImageReader(SlideReader):
             raise slide_error("not an image that any reader knows", self.path, remedy) from error
         except Image.DecompressionBombError as error:
             raise slide_error("too large to be decoded whole", self.path, CONVERT_REMEDY) from error
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:  # what Pillow's plugins let through
             raise unreadable(self.path, error) from error
 
     def _decode(self, background_rgb: Rgb) -> Pixels:
@@ -81,5 +82,5 @@ class ImageReader(SlideReader):
                 return np.asarray(image.convert("RGB"))
         except MemoryError as error:
             raise slide_error("not enough memory to decode it whole", self.path, CONVERT_REMEDY) from error
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
             raise slide_error(f"cannot be read: {error}", self.path, DAMAGED_REMEDY) from error

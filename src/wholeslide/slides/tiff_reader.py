@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
@@ -37,7 +39,22 @@ logger = logging.getLogger(__name__)
 SEGMENT_CACHE_BYTES = 64 * 2**20
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MICRONS_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0}
-DECODING_ERRORS = (tifffile.TiffFileError, ValueError, RuntimeError, OSError, KeyError, IndexError, TypeError)
+DECODING_ERRORS = (
+    *(
+        tifffile.TiffFileError,
+        struct.error,
+        zlib.error,
+        ValueError,
+        RuntimeError,
+        OSError,
+        KeyError,
+        IndexError,
+        TypeError,
+    ),
+    *(AttributeError, ArithmeticError),
+)
+#: What a sample means: grey or colour as it is. Indices into a palette, printing inks and negatives are something else.
+_PHOTOMETRICS = ("MINISBLACK", "RGB", "YCBCR")
 
 
 def is_tiff(file: Path) -> bool:
@@ -188,6 +205,7 @@ class _LevelPages:
         self.axes = axes
         page = pages[0]
         self.dtype = page.dtype
+        self.photometric = getattr(page.photometric, "name", str(page.photometric))
         self.size = Size(page.imagewidth, page.imagelength)
         self.samples: int = page.samplesperpixel if page.planarconfig == 1 else 1
         self.planes = len(pages) if len(pages) > 1 else (1 if page.planarconfig == 1 else page.samplesperpixel)
@@ -212,6 +230,10 @@ class _LevelPages:
         """What makes these pages something else than an 8-bit grey or RGB image; ``None`` if nothing does."""
         if self.dtype != np.uint8:
             return f"pixels of type {self.dtype}, not 8 bits"
+        if self.photometric not in _PHOTOMETRICS:
+            return f"pixels of the kind {self.photometric}, not grey or RGB"
+        if len(self.pages) > 1 and (self.axes[0] not in "CS" or self.pages[0].samplesperpixel != 1):
+            return f"{len(self.pages)} pages (axes {self.axes}), not one image"
         if self.planes not in (1, 3, 4) or self.samples > 4:
             return f"{max(self.planes, self.samples)} channels (axes {self.axes}), not grey or RGB"
         return None

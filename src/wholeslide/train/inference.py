@@ -14,6 +14,7 @@ import pandas as pd
 
 from wholeslide.errors import WholeslideError
 from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.readers import slide_error
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.config import GIB
 from wholeslide.train.prefetch import Ready, read_ahead
@@ -109,4 +110,7 @@ def _predict(engine: StreamingEngine, item: Ready[Entry]) -> SlidePrediction:
     begin = time.perf_counter()
     with item.view() as view:
         probabilities = np.asarray(engine.predict(view), dtype=np.float64)
+    if not np.isfinite(probabilities).all():
+        remedy = "the weights have diverged: train again with a smaller --lr"
+        raise slide_error("the network's answer is not a number", item.item.path, remedy)
     return SlidePrediction(item.item, probabilities, time.perf_counter() - begin, item.wait_seconds)

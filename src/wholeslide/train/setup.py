@@ -40,7 +40,6 @@ GO_ON = "--on-unreadable exclude goes on without it"
 MAY_CHANGE = frozenset(
     {"manifest", "slides", "out", "splits_csv", "on_unreadable", "accelerator", "prefetch_bytes", "patience"}
     | {"loggers", "checkpoint_minutes", "resume", "quiet", "memory", "store", "tile", "weights"}
-    | {"mask_dir"}
 )
 """Options that a resumed run may be given anew. Those that the plan was made from have no effect: the plan stays."""
 
@@ -131,6 +130,8 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
     may_change = set(MAY_CHANGE)
     if stored.cache is not None and given.cache is not None:  # moved; prepared pixels are not quite the original ones
         may_change.add("cache")
+    if stored.mask_dir is not None and given.mask_dir is not None:  # moved; without its masks a slide is another one
+        may_change.add("mask_dir")
     if stored.lr_schedule != "multistep" and stored.schedule == "simultaneous":
         may_change.add("epochs")
     problems = []
