@@ -41,7 +41,15 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(manifest: Path, tmp_p
     text = "\n".join(lines)
     assert lines[0] == "9 files of 9 slides of 9 patients"
     assert "  train: 5 files (a 3, b 2)" in lines
-    for part in ("working sizes", "s a slide", "an epoch", "for 2 epochs", "memory: about", "disk: about"):
+    for part in (
+        "working sizes",
+        "s a slide",
+        "an epoch",
+        "for 2 epochs",
+        "memory: about",
+        "for a step",
+        "disk: at most about",
+    ):
         assert part in text
     assert not (tmp_path / "run").exists()
     train(config)
