@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_tiny import make_cohort, same_arithmetic, tiny_config, train_in_child
+from train_tiny import tiny_config, train_in_child
 
 from wholeslide.errors import ConfigError, RunError
 from wholeslide.streaming.engine import StreamingEngine
@@ -27,12 +27,9 @@ from wholeslide.train.signals import Interrupted
 from wholeslide.train.trainer import Trainer
 from wholeslide.train.validation import Score
 
+pytestmark = pytest.mark.usefixtures("arithmetic")
+
 TIMES = ["seconds", "wait_seconds", "memory_bytes", "training_seconds"]
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cohort(tmp_path_factory.mktemp("cohort"))
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +43,6 @@ def whole_run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
         return out
 
     return trained
-
-
-@pytest.fixture(scope="module", autouse=True)
-def arithmetic() -> Iterator[None]:
-    with same_arithmetic():
-        yield
 
 
 def assert_same_end(run: Path, other: Path) -> None:

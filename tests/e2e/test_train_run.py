@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from train_tiny import make_cohort, same_arithmetic, tiny_config
+from train_tiny import tiny_config
 
 from wholeslide.draws import Draws
 from wholeslide.errors import RunError, SlideError
@@ -26,16 +25,7 @@ from wholeslide.train.run import Run
 from wholeslide.train.trainer import Trainer, epoch_order
 from wholeslide.train.views import ViewSource, entries
 
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def arithmetic() -> Iterator[None]:
-    with same_arithmetic():
-        yield
+pytestmark = pytest.mark.usefixtures("arithmetic")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from train_tiny import make_cohort, same_arithmetic, tiny_config
+from train_tiny import make_cohort, tiny_config
 
 from wholeslide.errors import CohortError, ConfigError, RunError, WholeslideError
 from wholeslide.slides.prepare import prepare
@@ -17,16 +17,7 @@ from wholeslide.slides.working import WorkingSlide, open_working_slide
 from wholeslide.train.loop import dry_run, train
 from wholeslide.train.run import Run
 
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def arithmetic() -> Iterator[None]:
-    with same_arithmetic():
-        yield
+pytestmark = pytest.mark.usefixtures("arithmetic")
 
 
 @pytest.fixture(scope="module")
