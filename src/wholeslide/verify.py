@@ -40,6 +40,8 @@ _DEAREST_TILING = 24
 class RandomSlide:
     """A texture of independent pixels: nothing in it hides a cell that is off by one."""
 
+    background = None
+
     def __init__(self, size: Size, seed: int) -> None:
         self.size = size
         self._pixels_hwc = np.random.default_rng(seed).random((size.height, size.width, 3), dtype=np.float32)
@@ -47,6 +49,10 @@ class RandomSlide:
     def read(self, px_box: Box) -> np.ndarray:
         """Pixels in [0, 1], (h, w, 3)."""
         return self._pixels_hwc[px_box.rows_columns]
+
+    def is_background(self, px_box: Box) -> bool:
+        """Nowhere."""
+        return False
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:

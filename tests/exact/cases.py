@@ -49,9 +49,10 @@ def resnet_tiny(**kwargs: Any) -> ResNet:
 
 @dataclass
 class ArrayView:
-    """A slide in memory: ``pixels_hwc`` of any number of channels."""
+    """A slide in memory: ``pixels_hwc`` of any number of channels, and the colour of its background, if it has one."""
 
     pixels_hwc: np.ndarray
+    background: np.ndarray | None = None
 
     @property
     def size(self) -> Size:
@@ -60,6 +61,9 @@ class ArrayView:
     def read(self, px_box: Box) -> np.ndarray:
         assert Box.covering(self.size).contains(px_box), "the engine reads outside the slide"
         return self.pixels_hwc[px_box.rows_columns]
+
+    def is_background(self, px_box: Box) -> bool:
+        return False
 
 
 def random_view(size: Size, *, seed: int = 0, channels: int = 3) -> ArrayView:
@@ -116,9 +120,11 @@ def plan_for(
     *,
     kept_px: int = 0,
     channels_last: bool = False,
+    elide: bool = True,
 ) -> Plan:
     parts = network.depth + 1
-    return Plan(Execution(precision, channels_last), "host", (tile_px,) * parts, (kept_px,) * parts, Size(1, 1))
+    sides, kept = (tile_px,) * parts, (kept_px,) * parts
+    return Plan(Execution(precision, channels_last), "host", sides, kept, Size(1, 1), elide=elide)
 
 
 def streaming(network: LocalNetwork, tile_px: int, precision: Precision = "fp64", **choices: Any) -> StreamingEngine:

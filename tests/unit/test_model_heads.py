@@ -63,23 +63,47 @@ def tiny_head(dropout: float = 0.5) -> AttentionClassifier:
 def test_two_cells_by_hand() -> None:
     """z = (0, 2): mean 1, variance 1; behind norm and ReLU h = (0, 1/√(1 + 1e-5)); the scores are (0, tanh h)."""
     head = tiny_head()
-    output = head(head.grid(torch.tensor([[[[0.0, 2.0]]]], dtype=torch.float64)))
+    output = head(torch.tensor([[0.0], [2.0]], dtype=torch.float64))
     h = 1 / math.sqrt(1 + 1e-5)
     attention = math.exp(math.tanh(h)) / (1 + math.exp(math.tanh(h)))
-    assert output.attention_hw.shape == (1, 2)
-    assert output.attention_hw[0].tolist() == pytest.approx([1 - attention, attention], abs=1e-14)
+    assert output.attention_n.tolist() == pytest.approx([1 - attention, attention], abs=1e-14)
     assert output.logits.tolist() == pytest.approx([attention * h, -attention * h], abs=1e-14)
 
 
 def test_dropout_takes_weights_away_and_scales_the_rest() -> None:
     head = tiny_head(dropout=0.2)
-    z = head.grid(torch.tensor([[[[0.0, 2.0]]]], dtype=torch.float64))
+    z, count = torch.tensor([[0.0], [2.0]]).double(), torch.ones(2).double()
     whole = head(z).logits
-    assert torch.allclose(head(z, torch.tensor([[True, True]])).logits, whole / 0.8)
-    assert torch.allclose(
-        head(z, torch.tensor([[False, True]])).logits, whole / 0.8
-    )  # the first cell's feature is zero
-    assert torch.equal(head(z, torch.tensor([[True, False]])).logits, torch.zeros(2, dtype=torch.float64))
+    assert torch.allclose(head(z, count, torch.tensor([1.0, 1.0]).double()).logits, whole / 0.8)
+    # The first cell's feature is zero.
+    assert torch.allclose(head(z, count, torch.tensor([0.0, 1.0]).double()).logits, whole / 0.8)
+    assert torch.equal(head(z, count, torch.tensor([1.0, 0.0]).double()).logits, torch.zeros(2, dtype=torch.float64))
+
+
+def test_a_row_that_stands_for_several_cells_is_those_cells() -> None:
+    head = auxiliary_classifier(6, 12, classes=2, dropout=0.2).double()
+    z = torch.randn(7, 6).double()
+    kept = torch.tensor([1, 0, 1, 1, 1, 0, 1]).double()
+    alike = z[[0, 1, 2, 3, 4, 4, 4]].requires_grad_()
+    together = z[:5].clone().requires_grad_()
+    expected = head(alike, None, kept)
+    found = head(together, torch.tensor([1, 1, 1, 1, 3]).double(), torch.tensor([1, 0, 1, 1, 2]).double())
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.attention_n, expected.attention_n[:5])
+    (expected_gradient,) = torch.autograd.grad(expected.logits[0], alike)
+    (gradient,) = torch.autograd.grad(found.logits[0], together)
+    torch.testing.assert_close(gradient[:4], expected_gradient[:4])
+    torch.testing.assert_close(gradient[4], expected_gradient[4:].sum(dim=0))
+
+
+def test_the_norm_is_a_group_norm_of_one_group_a_channel() -> None:
+    head = auxiliary_classifier(6, 12, classes=2, dropout=0).double()
+    with torch.no_grad():
+        head.norm.weight.uniform_(0.5, 1.5)
+        head.norm.bias.uniform_(-0.5, 0.5)
+    z = torch.randn(12, 6).double()
+    by_torch = head.norm(z.T.reshape(1, 6, 4, 3))[0].flatten(1).T
+    torch.testing.assert_close(head._normalised(z, torch.ones(12).double()), by_torch)
 
 
 @pytest.mark.parametrize("kernel", [5, 7, 9])
@@ -103,6 +127,6 @@ def test_a_multiple_of_the_kernel_is_not_padded() -> None:
 
 def test_attention_sums_to_one() -> None:
     head = auxiliary_classifier(6, 12, classes=2, dropout=0.2)
-    output = head(torch.randn(1, 6, 4, 3))
-    assert output.attention_hw.shape == (4, 3)
-    assert output.attention_hw.sum().item() == pytest.approx(1, abs=1e-6)
+    count = torch.tensor([1.0, 1.0, 5.0])
+    output = head(torch.randn(3, 6), count)
+    assert (count @ output.attention_n).item() == pytest.approx(1, abs=1e-6)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wholeslide.geometry import Box, Size
+from wholeslide.streaming import stores
 from wholeslide.streaming.stores import FeatureStore, open_store
 
 CPU = torch.device("cpu")
@@ -55,7 +56,9 @@ def test_features_are_rounded_to_the_stores_type() -> None:
 @pytest.mark.parametrize(("dtype", "item_bytes"), [(torch.bfloat16, 2), (torch.float32, 4), (torch.float64, 8)])
 def test_bytes_and_their_return(dtype: torch.dtype, item_bytes: int) -> None:
     store = empty(dtype=dtype)
-    assert store.nbytes == 7 * 5 * 3 * item_bytes
+    assert store.nbytes == 0
+    store.write(Box(0, 0, 7, 4), torch.zeros(1, 3, 4, 7))
+    assert store.nbytes == 7 * 4 * 3 * item_bytes
     store.close()
     assert store.nbytes == 0
 
@@ -68,4 +71,25 @@ def test_store_on_the_device() -> None:
 
 def test_a_read_is_channels_last_in_every_stride() -> None:
     """Convolutions look at the batch's stride, too: where it does not fit, they run channels first."""
-    assert empty().read(Box(1, 1, 4, 3)).stride() == (4 * 3 * 3, 1, 4 * 3, 3)
+    store = empty()
+    store.write(Box.covering(store.size), torch.zeros(1, 3, 5, 7))
+    assert store.read(Box(1, 1, 4, 3)).stride() == (4 * 3 * 3, 1, 4 * 3, 3)
+
+
+def test_cells_that_no_tile_wrote_are_the_constant() -> None:
+    store = empty()
+    store.constant_c = torch.tensor([1.0, 2.0, 3.0])
+    x = torch.randn(1, 3, 2, 4)
+    store.write(Box(3, 1, 4, 2), x)
+    expected = torch.tensor([1.0, 2.0, 3.0])[None, :, None, None].expand(1, 3, 5, 7).clone()
+    expected[:, :, 1:3, 3:] = x
+    assert torch.equal(store.read(Box.covering(store.size)), expected)
+    assert torch.equal(store.read(Box(0, 3, 2, 2)), expected[:, :, 3:, :2])
+
+
+def test_tiles_of_many_pages_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "_PAGE_BYTES", 100)
+    store, x = empty(), torch.randn(1, 3, 5, 7)
+    for top in range(5):
+        store.write(Box(0, top, 7, 1), x[:, :, top : top + 1])
+    assert torch.equal(store.read(Box.covering(store.size)), x)

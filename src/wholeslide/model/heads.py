@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 
 class HeadOutput(NamedTuple):
-    """``logits`` of shape (classes,) and the ``attention`` (h, w) over the grid, which sums to one before dropout."""
+    """``logits`` of shape (classes,) and the attention (N,) of one cell of each row, before dropout; all cells sum to one."""
 
     logits: Tensor
-    attention_hw: Tensor
+    attention_n: Tensor
 
 
 class AttentionClassifier(nn.Module):
@@ -64,22 +64,30 @@ class AttentionClassifier(nn.Module):
         """Grid cells that cover ``cells`` cells of x_k along one axis."""
         return -(-cells // self.kernel)
 
-    def forward(self, z_bchw: Tensor, kept_hw: Tensor | None = None) -> HeadOutput:
-        """Classify a slide from its whole grid.
+    def forward(self, z_nc: Tensor, count_n: Tensor | None = None, kept_n: Tensor | None = None) -> HeadOutput:
+        """Classify a slide from its whole grid, given as rows; cells of the grid that are alike may share one.
 
         Args:
-            z_bchw: the grid, (1, C, h, w), at least two cells.
-            kept_hw: which attention weights survive dropout, (h, w) boolean; ``None`` keeps all.
+            z_nc: cells of the grid, (N, C); two cells or more in all.
+            count_n: how many cells of the grid each row stands for, (N,); by default each stands for one.
+            kept_n: the attention weights that survive dropout, counted in the same way; by default all do.
         """
-        assert z_bchw.shape[0] == 1, "one slide at a time"
-        height, width = z_bchw.shape[-2:]
-        features_nc = F.relu(self.norm(z_bchw)).flatten(2)[0].T
+        count_n = torch.ones_like(z_nc[:, 0]) if count_n is None else count_n
+        features_nc = F.relu(self._normalised(z_nc, count_n))
         gated = torch.tanh(self.attention_tanh(features_nc)) * torch.sigmoid(self.attention_gate(features_nc))
-        attention_n = torch.softmax(self.attention_score(gated)[:, 0], dim=0)
-        weights_n = attention_n if kept_hw is None else attention_n * kept_hw.flatten() / (1 - self.dropout)
-        pooled_c = weights_n @ features_nc
-        logits = self.logits(F.relu(self.hidden(pooled_c)))
-        return HeadOutput(logits, attention_n.view(height, width))
+        score_n = self.attention_score(gated)[:, 0]
+        score_n = score_n - score_n.detach().max()
+        attention_n = score_n.exp() / (count_n @ score_n.exp())
+        weights_n = attention_n * (count_n if kept_n is None else kept_n / (1 - self.dropout))
+        logits = self.logits(F.relu(self.hidden(weights_n @ features_nc)))
+        return HeadOutput(logits, attention_n)
+
+    def _normalised(self, z_nc: Tensor, count_n: Tensor) -> Tensor:
+        """The norm of one group a channel: moments over all cells of the grid, each row as often as it stands for a cell."""
+        share_n = count_n / count_n.sum()
+        centred_nc = z_nc - share_n @ z_nc
+        variance_c = share_n @ centred_nc.square()
+        return centred_nc * (variance_c + self.norm.eps).rsqrt() * self.norm.weight + self.norm.bias
 
 
 def head_kernel(stride: int) -> int:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wholeslide.geometry import Size
 from wholeslide.model.config import ModelConfig
 from wholeslide.model.heads import AttentionClassifier, auxiliary_classifier, final_classifier
+from wholeslide.model.locality import Locality, compose
 from wholeslide.model.reconstruction import FeatureReconstruction
 from wholeslide.model.stages import Stage, cut_into_stages
 from wholeslide.model.tracing import trace
@@ -127,6 +128,10 @@ class LocalNetwork(nn.Module):
         """Pixels in [0, 1], (h, w, 3), normalised by the training tissue: (1, 3, h, w), channels last in memory."""
         pixels = torch.from_numpy(np.ascontiguousarray(pixels_hwc)).to(self.pixel_mean)
         return pixels.sub(self.pixel_mean).div_(self.pixel_std)[None].permute(0, 3, 1, 2)
+
+    def reach(self, number: int) -> Locality:
+        """Which pixels a cell of x_k depends on; ``number`` 0 is the stem's output."""
+        return compose([self.stem.locality, *(self.stage(k).locality for k in range(1, number + 1))])
 
     def feature_size(self, view_size: Size, number: int) -> Size:
         """Cells of x_k for a view of this many pixels; ``number`` 0 is the stem's output."""

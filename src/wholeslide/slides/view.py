@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -51,10 +52,22 @@ class SlideView:
             SlideError: the file cannot be decoded there.
         """
         assert Box.covering(self.size).contains(px_box), (px_box, self.size)
-        pixels = self._read_padded(px_box)
-        if self.augmentation.jitter is None:
-            return np.multiply(pixels, np.float32(1 / 255), dtype=np.float32, order="C")
-        return self.augmentation.jitter.apply(pixels)
+        return self._coloured(self._read_padded(px_box))
+
+    @cached_property
+    def background(self) -> npt.NDArray[np.float32]:
+        """The colour of what is masked and of what is padded, as :meth:`read` gives it, (3,)."""
+        colour: npt.NDArray[np.float32] = self._coloured(np.array([[self.slide.background_rgb]], np.uint8))[0, 0]
+        return colour
+
+    def is_background(self, px_box: Box) -> bool:
+        """Whether a box is known to hold nothing but background, without being read."""
+        inside = px_box.intersection(Box.covering(self._content))
+        if inside.empty:
+            return True
+        crop_box = self.augmentation.crop_box
+        crop_part = self.augmentation.orientation.source_box(inside, crop_box.size)
+        return self.slide.is_background(crop_part.shifted(crop_box.left, crop_box.top))
 
     def prefetch(self, limit_bytes: int) -> None:
         """Load the whole view into memory as uint8 (3 bytes a pixel) if it fits the limit; else do nothing.
@@ -84,6 +97,11 @@ class SlideView:
         self._closed = True
         self._memory = None
         self.slide.close()
+
+    def _coloured(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        if self.augmentation.jitter is None:
+            return np.multiply(pixels, np.float32(1 / 255), dtype=np.float32, order="C")
+        return self.augmentation.jitter.apply(pixels)
 
     def _read_padded(self, px_box: Box) -> Pixels:
         inside = px_box.intersection(Box.covering(self._content))

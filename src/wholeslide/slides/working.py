@@ -117,6 +117,12 @@ class WorkingSlide:
         whole_box = px_box.shifted(self.whole_box.left, self.whole_box.top)
         return self._read(whole_box, masked=self.background == "constant")
 
+    def is_background(self, px_box: Box) -> bool:
+        """Whether the mask says that a box holds no tissue; never where the background is kept."""
+        return self.background == "constant" and not self.mask.touches(
+            px_box.shifted(self.whole_box.left, self.whole_box.top)
+        )
+
     def read_whole(self, whole_box: Box) -> Pixels:
         """Unmasked working pixels of a box of the whole slide, before the crop to the tissue."""
         assert Box.covering(self.whole_size).contains(whole_box), (whole_box, self.whole_size)

@@ -5,6 +5,9 @@ The first, without gradients, writes x_k into a store and z, the coarse grid tha
 whole grid then gives the gradient of every cell of z, and the decoder that of a few regions of x_k. The second pass
 recomputes each tile with gradients, but for those whose graphs the plan has room to keep, and sends both back into the stage's
 weights. No gradient with respect to a stage's input is ever needed, because stages are isolated.
+
+Where the slide is background, and nothing else within a cell's reach, all cells are one vector: a lone tile computes it once, and
+the sum of what those cells should send back goes back through it.
 """
 
 from __future__ import annotations
@@ -14,19 +17,19 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wholeslide.allocator import fix_thresholds, return_freed_memory
 from wholeslide.draws import Draws
 from wholeslide.errors import ConfigError
 from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.background import PixelSource, VaryingPixels
 from wholeslide.streaming.objective import StageObjective
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stage_pass import StagePass, StageStep
-from wholeslide.streaming.step import Observer, PixelSource, StepResult, trained_stages
+from wholeslide.streaming.step import Observer, StepResult, trained_stages
 from wholeslide.streaming.stores import FeatureStore
 from wholeslide.streaming.tile_runner import TileRunner
-from wholeslide.streaming.tiles import partition, tile_side
+from wholeslide.streaming.tiles import lone_tile
 
 
 class StreamingEngine:
@@ -73,18 +76,18 @@ class StreamingEngine:
         trained = trained_stages(self.network, stages)
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         probabilities: list[np.ndarray | None] = [None] * depth
-        x = self._stem(view)
+        x, varying = self._stem(view)
         for number in range(1, max(trained) + 1):
             if number in trained:
                 objective = StageObjective(self.network, number, label, draws, view.size)
-                work = StageStep(self.runner, objective, x, weight)
+                work = StageStep(self.runner, objective, x, varying, weight)
                 x_next = work.run(observer)
                 classification[number - 1] = work.classification_loss
                 reconstruction[number - 1] = work.reconstruction_loss
                 probabilities[number - 1] = work.probabilities
                 del work  # its weights and gradients, before the next stage makes its own
             else:
-                x_next = self._forward(number, x, needs_grid=False)[0]
+                x_next = self._forward(number, x, varying, needs_grid=False).x
             x.close()
             self._tidy()
             x = x_next if x_next is not None else x
@@ -102,23 +105,22 @@ class StreamingEngine:
             SlideError: the slide could not be read.
         """
         rows = []
-        x = self._stem(view)
+        x, varying = self._stem(view)
         for number in range(1, self.network.depth + 1):
-            x_next, z_bchw = self._forward(number, x, needs_grid=True)
-            assert z_bchw is not None
+            work = self._forward(number, x, varying, needs_grid=True)
             x.close()
             self._tidy()
             if observer is not None:
-                observer(number, x_next, z_bchw)
-            logits = self.network.head(number)(z_bchw).logits
+                observer(number, work.x, work.layout.whole(work.z_nc))
+            logits = self.network.head(number)(work.z_nc, work.layout.counts(work.z_nc)).logits
             rows.append(torch.softmax(logits.double(), dim=0).cpu().numpy())
-            x = x_next if x_next is not None else x
+            x = work.x if work.x is not None else x
         x.close()
         return np.stack(rows)
 
     @torch.no_grad()
-    def _stem(self, view: PixelSource) -> FeatureStore:
-        """x_0: pixels through the frozen stem."""
+    def _stem(self, view: PixelSource) -> tuple[FeatureStore, VaryingPixels]:
+        """x_0, pixels through the frozen stem; and where the pixels are not all background."""
         needed = self.network.padded_size(view.size)
         if needed != view.size:
             raise ConfigError.single(
@@ -126,25 +128,35 @@ class StreamingEngine:
                 where=f"view of {view.size} pixels",
                 remedy=f"pad it with background to network.padded_size(view.size), which is {needed}",
             )
-        stem = self.network.stem
-        x = self.runner.open_store(0, view.size)
-        side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=1)
+        stem, runner = self.network.stem, self.runner
+        background = view.background if self.plan.elide else None
+        varying = VaryingPixels(view.size, everywhere=background is None)
+        x = runner.open_store(0, view.size)
         weights = stem.step_weights(trained=False, dtype=self.plan.execution.multiplied_dtype)
-        for tile in partition(view.size, stem.locality, tile_cells=side):
-            pixels = self.network.to_input(view.read(tile.cell_window))
-            x.write(tile.cell_own, self.runner.run(weights, pixels, tile))
-        return x
+        for tile in runner.stem_tiles(view.size):
+            window = tile.cell_window
+            unread = background is not None and view.is_background(window)
+            pixels_hwc = None if unread else view.read(window)
+            if background is not None and pixels_hwc is not None:
+                varying.note(window, pixels_hwc, background)
+            for part in runner.needed_of_stem(tile, view.size, varying):
+                pixels_hwc = view.read(window) if pixels_hwc is None else pixels_hwc
+                part_hwc = pixels_hwc[part.cell_window.relative_to(window).rows_columns]
+                x.write(part.cell_own, runner.run(weights, self.network.to_input(part_hwc), part))
+        if background is not None and varying.anywhere_constant:
+            lone = lone_tile(stem.locality, align=1)
+            pixels_hwc = np.broadcast_to(background, (lone.cell_window.height, lone.cell_window.width, 3))
+            x.constant_c = runner.run(weights, self.network.to_input(pixels_hwc), lone)[0, :, 0, 0].clone()
+        return x, varying
 
-    def _forward(
-        self, number: int, x_previous: FeatureStore, *, needs_grid: bool
-    ) -> tuple[FeatureStore | None, Tensor | None]:
+    def _forward(self, number: int, x_previous: FeatureStore, varying: VaryingPixels, *, needs_grid: bool) -> StagePass:
         """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
-        work = StagePass(self.runner, number, x_previous, trained=False)
+        work = StagePass(self.runner, number, x_previous, varying, trained=False)
         with torch.no_grad():
-            for tile in work.tiles:
+            for tile in work.everything:
                 own_bchw = work.run_tile(tile)
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
-        return work.x, work.z_bchw if needs_grid else None
+        return work
 
     def _tidy(self) -> None:
         """Between stages: the next one's tensors have other sizes, and would not fit where these were."""

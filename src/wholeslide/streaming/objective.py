@@ -16,6 +16,7 @@ from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.model.reconstruction import draw_regions, target_box
+from wholeslide.streaming.grid import GridLayout
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,15 @@ class StageObjective:
     draws: Draws
     view_size: Size
 
-    def classification(self, z_bchw: Tensor) -> tuple[Tensor, Tensor]:
+    def classification(self, z_nc: Tensor, layout: GridLayout) -> tuple[Tensor, Tensor]:
         """The classification loss and the class probabilities (classes,), from the whole grid."""
         head = self.network.head(self.number)
-        kept_hw = None
+        kept_n = None
         if head.dropout > 0:
             rng = self.draws.rng("dropout", stage=self.number)
-            kept_hw = torch.from_numpy(rng.random(z_bchw.shape[-2:]) >= head.dropout).to(z_bchw.device)
-        logits = head(z_bchw, kept_hw).logits
+            kept_hw = rng.random((layout.size.height, layout.size.width)) >= head.dropout
+            kept_n = layout.survivors(kept_hw, z_nc)
+        logits = head(z_nc, layout.counts(z_nc), kept_n).logits
         return self.network.classification_loss(logits, self.label), torch.softmax(logits.detach().double(), dim=0)
 
     def regions(self, x_size: Size) -> list[Box]:

@@ -16,7 +16,8 @@ class Plan:
     """Everything that decides a step's arithmetic and memory.
 
     ``tile_px`` has the side of a tile in input pixels, and ``kept_px`` how many pixels the windows may have together whose graphs
-    are kept between the two passes, both for the stem and for each stage (the stem has no graph). ``freed_bytes`` of host memory
+    are kept between the two passes, both for the stem and for each stage (the stem has no graph). ``elide`` says that background
+    is computed once and not wherever it is. ``freed_bytes`` of host memory
     may stay resident between stages, to be used again. ``predicted_peak_bytes`` is what a step is expected to hold above what the
     process held before it, on any view of at most the area of ``largest``.
     """
@@ -26,6 +27,7 @@ class Plan:
     tile_px: tuple[int, ...]
     kept_px: tuple[int, ...]
     largest: Size
+    elide: bool = True
     freed_bytes: int = 0
     predicted_peak_bytes: int = 0
     seconds_per_megapixel: float = 0.0

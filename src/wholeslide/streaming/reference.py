@@ -15,9 +15,11 @@ from torch import Tensor
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.background import PixelSource
 from wholeslide.streaming.execution import Execution
+from wholeslide.streaming.grid import GridLayout
 from wholeslide.streaming.objective import StageObjective, head_dtype
-from wholeslide.streaming.step import PixelSource, StepResult, trained_stages
+from wholeslide.streaming.step import StepResult, trained_stages
 
 
 class WholeEngine:
@@ -58,7 +60,7 @@ class WholeEngine:
                 x_bchw = self._rounded(self.network.stage(number), previous)
             if number in trained:
                 objective = StageObjective(self.network, number, label, draws, view.size)
-                loss, probabilities = objective.classification(self._grid(number, x_bchw))
+                loss, probabilities = objective.classification(*self._grid(number, x_bchw))
                 classification[number - 1], rows[number - 1] = loss.item(), probabilities.cpu().numpy()
                 if number < depth and self.network.decoder(number) is not None:
                     reconstructed = self._reconstruction(objective, x_bchw, previous)
@@ -80,13 +82,14 @@ class WholeEngine:
             output: Tensor = stage(self.execution.arrange(x_bchw))
         return output.to(self.execution.store_dtype)
 
-    def _grid(self, number: int, x_bchw: Tensor) -> Tensor:
+    def _grid(self, number: int, x_bchw: Tensor) -> tuple[Tensor, GridLayout]:
         with self.execution.autocast(self.device):
             z_bchw = self.network.head(number).grid(x_bchw)
         z_bchw = z_bchw.to(head_dtype(z_bchw.dtype))
         if self.record:
             self.grids.append(z_bchw.detach())
-        return z_bchw
+        size = _size_of(z_bchw)
+        return z_bchw[0].flatten(1).T, GridLayout.of_boxes(size, [Box.covering(size)])
 
     def _reconstruction(self, objective: StageObjective, x_bchw: Tensor, previous_bchw: Tensor) -> Tensor:
         regions = objective.regions(_size_of(x_bchw))

@@ -9,46 +9,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wholeslide.geometry import Box
+from wholeslide.geometry import Box, Size
+from wholeslide.streaming.background import VaryingPixels
+from wholeslide.streaming.grid import GridLayout
 from wholeslide.streaming.objective import StageObjective, head_dtype
 from wholeslide.streaming.step import Observer
 from wholeslide.streaming.stores import FeatureStore
 from wholeslide.streaming.tile_runner import TileRunner
-from wholeslide.streaming.tiles import Tile
+from wholeslide.streaming.tiles import Tile, lone_tile
 
 
 class StagePass:
-    """The tiles of one stage on one slide, and what they fill: the store of x_k and the grid z."""
+    """The tiles of one stage on one slide, and what they fill: the store of x_k and the grid z.
 
-    def __init__(self, runner: TileRunner, number: int, x_previous: FeatureStore, *, trained: bool) -> None:
+    Where x_{k−1} is constant beside its tiles, a lone tile stands for all cells that see nothing else.
+    """
+
+    def __init__(
+        self, runner: TileRunner, number: int, x_previous: FeatureStore, varying: VaryingPixels, *, trained: bool
+    ) -> None:
         self.x_previous = x_previous
         self._runner, network, execution = runner, runner.network, runner.plan.execution
-        self.weights = network.stage(number).step_weights(trained=trained, dtype=execution.multiplied_dtype)
-        self.tiles = runner.tiles(number, x_previous.size)
-        self.x_size = network.stage(number).locality.output_size(x_previous.size)
-        self.x = runner.open_store(number, x_previous.size) if number < network.depth else None
-        self._head = head = network.head(number)
+        stage, self._head = network.stage(number), network.head(number)
+        self.weights = stage.step_weights(trained=trained, dtype=execution.multiplied_dtype)
         with torch.set_grad_enabled(trained):  # cast once, as the stage's own weights are
-            dtype = execution.multiplied_dtype
-            self._grid_weight = head.to_grid.weight if dtype is None else head.to_grid.weight.to(dtype)
-        shape = (
-            1,
-            head.to_grid.out_channels,
-            head.grid_length(self.x_size.height),
-            head.grid_length(self.x_size.width),
-        )
-        self.z_bchw = torch.empty(shape, dtype=execution.parameter_dtype, device=runner.device)
+            dtype, weight = execution.multiplied_dtype, self._head.to_grid.weight
+            self._grid_weight = weight if dtype is None else weight.to(dtype)
+        self.tiles = runner.tiles(number, x_previous.size, varying)
+        has_constant = x_previous.constant_c is not None
+        self.lone = lone_tile(stage.locality, align=self._head.kernel) if has_constant else None
+        self.x_size = stage.locality.output_size(x_previous.size)
+        self.x = runner.open_store(number, x_previous.size) if number < network.depth else None
+        grid_boxes = [self._grid_box(tile) for tile in self.tiles]
+        grid_size = Size(self._head.grid_length(self.x_size.width), self._head.grid_length(self.x_size.height))
+        self.layout = GridLayout.of_boxes(grid_size, grid_boxes)
+        ends = np.cumsum([box.size.area for box in grid_boxes]).tolist()
+        self._rows = {
+            tile: slice(end - box.size.area, end) for tile, box, end in zip(self.tiles, grid_boxes, ends, strict=True)
+        }
+        shape = (self.layout.rows, self._head.to_grid.out_channels)
+        self.z_nc = torch.empty(shape, dtype=execution.parameter_dtype, device=runner.device)
+
+    @property
+    def everything(self) -> list[Tile]:
+        """The lone tile, where there is one, and the others."""
+        return self.tiles if self.lone is None else [self.lone, *self.tiles]
 
     def run_tile(self, tile: Tile) -> Tensor:
         """The cells of x_k that a tile owns."""
-        return self._runner.run(self.weights, self.x_previous.read(tile.cell_window), tile)
-
-    def grid_slices(self, tile: Tile) -> tuple[slice, slice, slice, slice]:
-        """Where a tile's part of z lies."""
-        head, own = self._head, tile.cell_own
-        top, left = own.top // head.kernel, own.left // head.kernel
-        bottom, right = head.grid_length(own.bottom), head.grid_length(own.right)
-        return slice(None), slice(None), slice(top, bottom), slice(left, right)
+        return self._runner.run(self.weights, self._window(tile), tile)
 
     def grid(self, own_bchw: Tensor) -> Tensor:
         """The part of z above a tile's own cells."""
@@ -57,11 +66,37 @@ class StagePass:
         return grid_bchw.to(head_dtype(grid_bchw.dtype))
 
     def keep(self, tile: Tile, own_bchw: Tensor, grid_bchw: Tensor | None) -> None:
-        """Write a tile's features and its part of z."""
-        if self.x is not None:
+        """Write a tile's features and its part of z; the lone tile's are the constants of both."""
+        if self.x is not None and tile is self.lone:
+            self.x.constant_c = own_bchw.detach()[0, :, 0, 0].clone()
+        elif self.x is not None:
             self.x.write(tile.cell_own, own_bchw.detach())
         if grid_bchw is not None:
-            self.z_bchw[self.grid_slices(tile)] = grid_bchw.detach()
+            rows = self._rows_of(tile)
+            self.z_nc[rows] = grid_bchw.detach()[0].flatten(1).T[: rows.stop - rows.start]
+
+    def grid_gradient(self, tile: Tile, z_gradient_nc: Tensor) -> Tensor | None:
+        """A tile's share of the gradient of z, (1, C, h, w); nothing where no row is its own."""
+        box, share_nc = self._grid_box(tile), z_gradient_nc[self._rows_of(tile)]
+        return share_nc.T.view(1, -1, box.height, box.width) if len(share_nc) else None
+
+    def _window(self, tile: Tile) -> Tensor:
+        if tile is not self.lone:
+            return self.x_previous.read(tile.cell_window)
+        assert self.x_previous.constant_c is not None
+        return self.x_previous.constant_c[None, :, None, None].expand(
+            1, -1, tile.cell_window.height, tile.cell_window.width
+        )
+
+    def _rows_of(self, tile: Tile) -> slice:
+        """Of z; the lone tile, which may look like one of the others, has the last one, or none."""
+        return slice(len(self.layout.cell_n), self.layout.rows) if tile is self.lone else self._rows[tile]
+
+    def _grid_box(self, tile: Tile) -> Box:
+        """The cells of the grid above a tile."""
+        own, length = tile.cell_own, self._head.grid_length
+        left, top = own.left // self._head.kernel, own.top // self._head.kernel
+        return Box(left, top, length(own.width), length(own.height))
 
 
 class _TileGraph(NamedTuple):
@@ -78,9 +113,16 @@ class StageStep:
     The last tiles of the first pass, as many as the plan allows, keep their graphs and are not computed again.
     """
 
-    def __init__(self, runner: TileRunner, objective: StageObjective, x_previous: FeatureStore, weight: float) -> None:
+    def __init__(
+        self,
+        runner: TileRunner,
+        objective: StageObjective,
+        x_previous: FeatureStore,
+        varying: VaryingPixels,
+        weight: float,
+    ) -> None:
         self._runner, self._objective, self._weight = runner, objective, weight
-        self._work = StagePass(runner, objective.number, x_previous, trained=True)
+        self._work = StagePass(runner, objective.number, x_previous, varying, trained=True)
         self.classification_loss = self.reconstruction_loss = math.nan
         self.probabilities: np.ndarray | None = None
 
@@ -96,7 +138,7 @@ class StageStep:
             graphs.append(self._graph(tile))
             work.keep(*graphs[-1])
         if observer is not None:
-            observer(self._objective.number, work.x, work.z_bchw.detach())
+            observer(self._objective.number, work.x, work.layout.whole(work.z_nc))
         z_gradient = self._classify()
         regions, x_gradients_rchw = self._reconstruct()
         while graphs:  # each is let go as soon as it is used
@@ -107,7 +149,7 @@ class StageStep:
         return work.x
 
     def _share_out(self) -> tuple[list[Tile], list[Tile]]:
-        """The tiles that are computed twice, and the last ones, whose graphs the plan has room to keep."""
+        """The tiles that are computed twice, the lone one first, and the last ones, whose graphs the plan has room to keep."""
         stage, tiles = self._runner.network.stage(self._objective.number), self._work.tiles
         cell_px = stage.stride // stage.locality.stride
         room_px = self._runner.plan.kept_px[self._objective.number]
@@ -117,7 +159,8 @@ class StageStep:
             if room_px < 0:
                 break
             first_kept -= 1
-        return tiles[:first_kept], tiles[first_kept:]
+        lone = [] if self._work.lone is None else [self._work.lone]
+        return lone + tiles[:first_kept], tiles[first_kept:]
 
     def _graph(self, tile: Tile) -> _TileGraph:
         own_bchw = self._work.run_tile(tile)
@@ -125,12 +168,12 @@ class StageStep:
 
     def _classify(self) -> Tensor:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
-        z_bchw = self._work.z_bchw.requires_grad_()
-        loss, probabilities = self._objective.classification(z_bchw)
+        z_nc = self._work.z_nc.requires_grad_()
+        loss, probabilities = self._objective.classification(z_nc, self._work.layout)
         torch.autograd.backward([loss * self._weight])
         self.classification_loss, self.probabilities = loss.item(), probabilities.cpu().numpy()
-        assert z_bchw.grad is not None
-        return z_bchw.grad
+        assert z_nc.grad is not None
+        return z_nc.grad
 
     def _reconstruct(self) -> tuple[list[Box], Tensor | None]:
         """The regions and the gradients of their features, (R, C, h, w); the decoder's are accumulated on the way."""
@@ -150,17 +193,23 @@ class StageStep:
         return cell_regions, regions_rchw.grad
 
     def _backward(
-        self, graph: _TileGraph, z_gradient: Tensor, cell_regions: list[Box], x_gradients_rchw: Tensor | None
+        self, graph: _TileGraph, z_gradient_nc: Tensor, cell_regions: list[Box], x_gradients_rchw: Tensor | None
     ) -> None:
         """Send a tile's share of both gradients back at once."""
         tile, own_bchw, grid_bchw = graph
-        tensors, gradients = [grid_bchw], [z_gradient[self._work.grid_slices(tile)]]
+        shares = [(grid_bchw, self._work.grid_gradient(tile, z_gradient_nc))]
         if x_gradients_rchw is not None and own_bchw.requires_grad:
-            share = _share_of_regions(tile.cell_own, own_bchw, cell_regions, x_gradients_rchw)
-            if share is not None:
-                tensors.append(own_bchw)
-                gradients.append(share)
-        torch.autograd.backward(tensors, gradients)
+            shares.append((own_bchw, self._feature_gradient(tile, own_bchw, cell_regions, x_gradients_rchw)))
+        there = [(tensor, gradient) for tensor, gradient in shares if gradient is not None]
+        torch.autograd.backward([tensor for tensor, _ in there], [gradient for _, gradient in there])
+
+    def _feature_gradient(
+        self, tile: Tile, own_bchw: Tensor, cell_regions: list[Box], x_gradients_rchw: Tensor
+    ) -> Tensor | None:
+        if tile is self._work.lone:
+            owned = [other.cell_own for other in self._work.tiles]
+            return _share_of_the_constant(own_bchw, owned, cell_regions, x_gradients_rchw)
+        return _share_of_regions(tile.cell_own, own_bchw, cell_regions, x_gradients_rchw)
 
 
 def _share_of_regions(
@@ -177,4 +226,19 @@ def _share_of_regions(
         own_rows, own_columns = common.relative_to(cell_own).rows_columns
         rows, columns = common.relative_to(region).rows_columns
         share[0, :, own_rows, own_columns] += gradient_chw[:, rows, columns]
+    return share
+
+
+def _share_of_the_constant(
+    own_bchw: Tensor, owned: list[Box], cell_regions: list[Box], x_gradients_rchw: Tensor
+) -> Tensor | None:
+    """The sum of the regions' gradients over the cells that no tile owns, sent to the one cell that stands for them."""
+    share: Tensor | None = None
+    for region, gradient_chw in zip(cell_regions, x_gradients_rchw, strict=True):
+        elided_hw = torch.ones((region.height, region.width), dtype=torch.bool)
+        for box in owned:
+            elided_hw[box.intersection(region).relative_to(region).rows_columns] = False
+        if elided_hw.any():
+            share = torch.zeros_like(own_bchw) if share is None else share
+            share[0, :, 0, 0] += gradient_chw[:, elided_hw.to(gradient_chw.device)].sum(dim=1)
     return share

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
 from wholeslide.errors import ConfigError
-from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.stores import FeatureStore
-
-
-class PixelSource(Protocol):
-    """What a slide gives to the network: a size in pixels, and boxes of pixels, (h, w, 3) float32 in [0, 1]."""
-
-    @property
-    def size(self) -> Size: ...
-
-    def read(self, px_box: Box) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,19 +12,23 @@ from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.execution import Execution
 
+#: Memory is taken in pages of this size, so that it is not mixed with what lives shorter.
+_PAGE_BYTES = 64 * 2**20
+
 
 class FeatureStore(Protocol):
     """x_k of one slide: written once, tile by tile, and read by region."""
 
     size: Size
     channels: int
+    constant_c: Tensor | None
 
     def read(self, cell_box: Box) -> Tensor:
         """A copy of a region, (1, C, h, w), on the computing device."""
         ...
 
-    def write(self, cell_box: Box, x_bchw: Tensor) -> None:
-        """Keep a region, rounded to the store's type."""
+    def write(self, cell_own: Box, x_bchw: Tensor) -> None:
+        """Keep the cells of a tile, rounded to the store's type; no cell is written twice."""
         ...
 
     def close(self) -> None:
@@ -32,36 +37,77 @@ class FeatureStore(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the store holds."""
+        """Bytes of what was written."""
         ...
 
 
 class TensorStore:
-    """Features in one tensor, in the memory of the device or of the host, channels last so that a region is a few long runs."""
+    """Features in the memory of the device or of the host, tile behind tile, each channels last.
+
+    Cells that no tile wrote are all ``constant_c``, (C,), and take no memory.
+    """
 
     def __init__(
         self, size: Size, channels: int, *, dtype: torch.dtype, place: torch.device, device: torch.device
     ) -> None:
         self.size = size
         self.channels = channels
-        self._device = device
-        self._features_hwc = torch.empty((size.height, size.width, channels), dtype=dtype, device=place)
+        self.constant_c: Tensor | None = None
+        self._dtype, self._place, self._device = dtype, place, device
+        self._tiles = _Tiles()
+        self._features_hwc: list[Tensor] = []
+        self._page_cells = max(1, min(size.area, _PAGE_BYTES // (channels * dtype.itemsize)))
+        self._page_nc = torch.empty((0, channels), dtype=dtype, device=place)  # what is left of the last page
 
     def read(self, cell_box: Box) -> Tensor:
-        rows, columns = cell_box.rows_columns
-        region_hwc = self._features_hwc[rows, columns].to(self._device, copy=True)
-        return region_hwc[None].permute(0, 3, 1, 2)
+        shape = (cell_box.height, cell_box.width, self.channels)
+        region_hwc = torch.empty(shape, dtype=self._dtype, device=self._place)
+        parts = self._tiles.overlapping(cell_box)
+        if sum(common.size.area for _, common in parts) < cell_box.size.area:
+            assert self.constant_c is not None, "read before it was written"
+            region_hwc[:] = self.constant_c
+        for index, common in parts:
+            rows, columns = common.relative_to(self._tiles.boxes[index]).rows_columns
+            region_hwc[common.relative_to(cell_box).rows_columns] = self._features_hwc[index][rows, columns]
+        return region_hwc.to(self._device)[None].permute(0, 3, 1, 2)
 
-    def write(self, cell_box: Box, x_bchw: Tensor) -> None:
-        rows, columns = cell_box.rows_columns
-        self._features_hwc[rows, columns] = x_bchw[0].permute(1, 2, 0).to(self._features_hwc)
+    def write(self, cell_own: Box, x_bchw: Tensor) -> None:
+        cells = cell_own.size.area
+        if cells > len(self._page_nc):
+            page_cells = max(cells, self._page_cells)
+            self._page_nc = torch.empty((page_cells, self.channels), dtype=self._dtype, device=self._place)
+        features_hwc = self._page_nc[:cells].view(cell_own.height, cell_own.width, self.channels)
+        features_hwc.copy_(x_bchw[0].permute(1, 2, 0))
+        self._page_nc = self._page_nc[cells:]
+        self._tiles.append(cell_own)
+        self._features_hwc.append(features_hwc)
 
     def close(self) -> None:
-        self._features_hwc = self._features_hwc.new_empty((0, 0, self.channels))
+        self._features_hwc.clear()
+        self._page_nc = self._page_nc.new_empty((0, self.channels))
 
     @property
     def nbytes(self) -> int:
-        return self._features_hwc.nbytes
+        return sum(features.nbytes for features in self._features_hwc)
+
+
+class _Tiles:
+    """Boxes that do not overlap, and those among them that touch a region."""
+
+    def __init__(self) -> None:
+        self.boxes: list[Box] = []
+        self._edges_n4 = np.empty((0, 4), np.int64)
+
+    def append(self, cell_box: Box) -> None:
+        self.boxes.append(cell_box)
+
+    def overlapping(self, cell_box: Box) -> list[tuple[int, Box]]:
+        """The index of each box that has cells in common with this one, and those cells."""
+        if len(self._edges_n4) < len(self.boxes):
+            self._edges_n4 = np.array([(box.left, box.top, box.right, box.bottom) for box in self.boxes], np.int64)
+        left, top, right, bottom = self._edges_n4.T
+        touching = (left < cell_box.right) & (right > cell_box.left) & (top < cell_box.bottom) & (bottom > cell_box.top)
+        return [(int(index), self.boxes[index].intersection(cell_box)) for index in np.flatnonzero(touching)]
 
 
 def open_store(

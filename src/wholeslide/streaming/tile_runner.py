@@ -12,9 +12,13 @@ from torch import Tensor
 from wholeslide.geometry import Size
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import FeatureStore, open_store
-from wholeslide.streaming.tiles import Tile, partition, tile_side
+from wholeslide.streaming.tiles import Tile, cover, partition, tile_side, work_cells
+
+#: Side of the squares of x_0 that are computed or not.
+_STEM_ALIGN = 8
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,34 @@ class TileRunner:
         with self.plan.execution.autocast(self.device):
             yield
 
-    def tiles(self, number: int, input_size: Size) -> list[Tile]:
-        """The tiles of stage ``number`` for an x_{k−1} of ``input_size`` cells."""
+    def tiles(self, number: int, input_size: Size, varying: VaryingPixels | None = None) -> list[Tile]:
+        """The tiles of stage ``number`` for an x_{k−1} of ``input_size`` cells, but for what sees nothing but background."""
         stage, kernel = self.network.stage(number), self.network.head(number).kernel
         side = tile_side(self.plan.tile_px[number], stride_px=stage.stride, align=kernel)
-        return partition(input_size, stage.locality, tile_cells=side, align=kernel)
+        everything = partition(input_size, stage.locality, tile_cells=side, align=kernel)
+        if varying is None or not varying.anywhere_constant:
+            return everything
+        x_size = stage.locality.output_size(input_size)
+        active = varying.seen_by(self.network.reach(number), x_size, side=kernel)
+        active[-1] |= x_size.height % kernel > 0  # the grid's last cells see zeros instead of x_k
+        active[:, -1] |= x_size.width % kernel > 0
+        needed = cover(active, input_size, stage.locality, tile_cells=side, align=kernel)
+        return min(needed, everything, key=lambda tiles: work_cells(tiles, stage.locality))
+
+    def stem_tiles(self, view_size: Size) -> list[Tile]:
+        """The tiles of the stem for a view of ``view_size`` pixels."""
+        stem = self.network.stem
+        side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=_STEM_ALIGN)
+        return partition(view_size, stem.locality, tile_cells=side, align=_STEM_ALIGN)
+
+    def needed_of_stem(self, tile: Tile, view_size: Size, varying: VaryingPixels) -> list[Tile]:
+        """The parts of a tile of the stem that see more than background."""
+        locality, own = self.network.stem.locality, tile.cell_own
+        active = varying.seen_by(locality, locality.output_size(view_size), side=_STEM_ALIGN, within=own)
+        if active.all():
+            return [tile]
+        side = tile_side(self.plan.tile_px[0], stride_px=self.network.stem.stride, align=_STEM_ALIGN)
+        return cover(active, view_size, locality, tile_cells=side, align=_STEM_ALIGN, within=own)
 
     def open_store(self, number: int, input_size: Size) -> FeatureStore:
         """An empty store for x_k of an x_{k−1} (pixels for x_0) of ``input_size``."""

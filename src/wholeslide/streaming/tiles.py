@@ -8,10 +8,17 @@ library a kernel that it keeps.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from wholeslide.geometry import Box, Size
 from wholeslide.model.locality import AxisLocality, Locality
+
+#: What starting a tile costs, in cells that could be computed meanwhile.
+_CELLS_OF_A_CALL = 1000
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,55 @@ def partition(input_size: Size, locality: Locality, *, tile_cells: int, align: i
     return [_tile(column, row, locality) for row in rows for column in columns]
 
 
+def cover(
+    active: npt.NDArray[np.bool_],
+    input_size: Size,
+    locality: Locality,
+    *,
+    tile_cells: int,
+    align: int,
+    within: Box | None = None,
+) -> list[Tile]:
+    """Tiles that own every cell of the active squares once, and as little else as pays.
+
+    Rows of squares are joined into bands, and the active ones of a band into runs, so that the cells of all windows are fewest.
+
+    Args:
+        active: squares of ``align`` × ``align`` output cells, a row of them for each row of the mask.
+        input_size: cells of x_{k−1}.
+        locality: of the stage.
+        tile_cells: largest side of a tile in cells of x_k, a multiple of ``align``.
+        align: side of a square.
+        within: the output cells that the mask is of, aligned to the squares; all by default.
+    """
+    output = Box.covering(locality.output_size(input_size)) if within is None else within
+    halo_x, halo_y = (axis.halo_before + axis.halo_after for axis in (locality.x, locality.y))
+    gap, most = -(-halo_x // align), tile_cells // align
+    tiles = []
+    for top, bottom, runs in _bands(
+        active, halo=(halo_x / align, halo_y / align), call=_CELLS_OF_A_CALL / align**2, gap=gap, most=most
+    ):
+        for left, right in (share for run in runs for share in _even_shares(*run, most)):
+            squares = Box.from_edges(left * align, top * align, right * align, bottom * align)
+            own = squares.shifted(output.left, output.top).intersection(output)
+            tiles.append(_tile_of(own, input_size, locality))
+    return tiles
+
+
+def work_cells(tiles: list[Tile], locality: Locality) -> float:
+    """What tiles cost together, in cells of x_k: their windows, and a little for each."""
+    return sum(
+        tile.cell_window.size.area / (locality.x.stride * locality.y.stride) + _CELLS_OF_A_CALL for tile in tiles
+    )
+
+
+def lone_tile(locality: Locality, *, align: int) -> Tile:
+    """A tile of ``align`` × ``align`` cells with its whole halo, in a frame of its own: no edge is near."""
+    own = Box(locality.x.halo_before, locality.y.halo_before, align, align)
+    reach_x, reach_y = (axis.halo_before + align + axis.halo_after for axis in (locality.x, locality.y))
+    return Tile(own, Box(0, 0, reach_x * locality.x.stride, reach_y * locality.y.stride), own)
+
+
 def tile_side(tile_px: int, *, stride_px: int, align: int) -> int:
     """Cells of x_k along a tile of ``tile_px`` pixels, rounded up to a multiple of ``align`` cells."""
     return -(-tile_px // (stride_px * align)) * align
@@ -61,10 +117,7 @@ def _spans(input_length: int, output_length: int, axis: AxisLocality, tile_cells
     own = -(-output_length // (count * align)) * align  # even shares, as far as the grid allows
     spans = []
     for start in range(0, output_length, own):
-        stop = min(start + own, output_length)
-        window_start = max(0, (start - axis.halo_before) * axis.stride)
-        window_stop = min(input_length, (stop + axis.halo_after) * axis.stride)
-        spans.append(_Span(start, stop, window_start, window_stop))
+        spans.append(_span(start, min(start + own, output_length), input_length, axis))
     return spans
 
 
@@ -73,3 +126,66 @@ def _tile(column: _Span, row: _Span, locality: Locality) -> Tile:
     window = Box.from_edges(column.window_start, row.window_start, column.window_stop, row.window_stop)
     offset = own.shifted(-(window.left // locality.x.stride), -(window.top // locality.y.stride))
     return Tile(own, window, offset)
+
+
+def _tile_of(own: Box, input_size: Size, locality: Locality) -> Tile:
+    column = _span(own.left, own.right, input_size.width, locality.x)
+    row = _span(own.top, own.bottom, input_size.height, locality.y)
+    return _tile(column, row, locality)
+
+
+def _span(start: int, stop: int, input_length: int, axis: AxisLocality) -> _Span:
+    window_start = max(0, (start - axis.halo_before) * axis.stride)
+    window_stop = min(input_length, (stop + axis.halo_after) * axis.stride)
+    return _Span(start, stop, window_start, window_stop)
+
+
+_Runs = list[tuple[int, int]]
+
+
+def _bands(
+    active: npt.NDArray[np.bool_], *, halo: tuple[float, float], call: float, gap: int, most: int
+) -> Iterator[tuple[int, int, _Runs]]:
+    """First and last row of each band and its runs of columns, in squares: the bands whose windows have the smallest area.
+
+    ``call`` is what a window costs beside its area.
+    """
+    rows = len(active)
+    cost = np.zeros(rows + 1)  # of all bands from a row on
+    best: list[tuple[int, _Runs]] = [(0, [])] * rows
+    for top in reversed(range(rows)):
+        cost[top] = np.inf
+        union = np.zeros(active.shape[1], np.bool_)
+        for bottom in range(top + 1, min(top + most, rows) + 1):
+            union |= active[bottom - 1]
+            runs = _runs(union, gap)
+            height = bottom - top + halo[1]
+            shares = sum(-(-(right - left) // most) for left, right in runs)
+            widths = sum(right - left for left, right in runs) + shares * halo[0]
+            total = widths * height + shares * call + cost[bottom]
+            if total < cost[top]:
+                cost[top], best[top] = total, (bottom, runs)
+            if not runs:
+                break  # an idle row costs nothing alone
+    top = 0
+    while top < rows:
+        bottom, runs = best[top]
+        yield top, bottom, runs
+        top = bottom
+
+
+def _runs(line: npt.NDArray[np.bool_], gap: int) -> _Runs:
+    """Where a line is active; runs no more than ``gap`` apart are one."""
+    edges = np.flatnonzero(np.diff(line, prepend=False, append=False))
+    starts, stops = edges[::2], edges[1::2]
+    apart = starts[1:] - stops[:-1] > gap
+    if not len(starts):
+        return []
+    return list(zip(starts[np.append(True, apart)].tolist(), stops[np.append(apart, True)].tolist(), strict=True))
+
+
+def _even_shares(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    count = -(-(stop - start) // most)
+    share = -(-(stop - start) // count)
+    for left in range(start, stop, share):
+        yield left, min(left + share, stop)
