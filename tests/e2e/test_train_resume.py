@@ -237,6 +237,41 @@ def test_resuming_where_nothing_is_begins(manifest: Path, tmp_path: Path) -> Non
     assert run.checkpoints.pointer("last").state.epoch == 1
 
 
+def test_two_processes_on_one_run_directory(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(manifest, tmp_path / "run", epochs=1)
+    refusal = f"another process is writing into this folder ({config.out}): wait until it has ended"
+    fit = Trainer.fit
+
+    def met(self: Trainer) -> None:
+        expect_run_error(dataclasses.replace(config, resume=True), refusal)
+        fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", met)
+    train(config)
+    monkeypatch.undo()
+    train(dataclasses.replace(config, resume=True))
+    assert not list(config.out.glob(".*"))
+
+
+def test_a_run_that_another_process_began_meanwhile(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the slides were checked: it is gone on with, or not overwritten."""
+    config = tiny_config(manifest, tmp_path / "run", epochs=1)
+    train(dataclasses.replace(config, out=tmp_path / "first"))
+    record = (tmp_path / "first" / "checkpoints" / "last.json").read_bytes()
+
+    def overtaken(prepared: Any) -> list[str]:
+        (tmp_path / "first").rename(config.out)
+        return []
+
+    monkeypatch.setattr("wholeslide.train.loop.describe", overtaken)
+    expect_run_error(config, "the run directory exists", "add --resume to go on with it")
+    config.out.rename(tmp_path / "first")
+    train(dataclasses.replace(config, resume=True))
+    assert (config.out / "checkpoints" / "last.json").read_bytes() == record
+
+
 def test_resuming_with_other_options_is_refused(manifest: Path, tmp_path: Path) -> None:
     train(tiny_config(manifest, tmp_path / "run", epochs=1))
     with pytest.raises(ConfigError) as caught:

@@ -26,6 +26,7 @@ from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.content import slide_key
 from wholeslide.slides.files import cannot_write, write_atomically
+from wholeslide.slides.lock import alone_in
 from wholeslide.slides.prepared import describe_prepared
 from wholeslide.slides.readers import Pixels
 from wholeslide.slides.working import WorkingSlide, open_working_slide
@@ -78,18 +79,19 @@ def prepare(
 
     Raises:
         SlideError: slides cannot be read; raised at the end, all of them together, when the others are done.
-        RunError: the disk is full or the folder cannot be written.
+        RunError: the disk is full, the folder cannot be written, or another process prepares slides into it.
     """
     done: list[Prepared] = []
     problems: list[Problem] = []
-    for path, mpp in rows:
-        try:
-            done.append(prepare_slide(path, cache, config, mpp=mpp, lossless=lossless))
-        except SlideError as error:
-            problems += error.problems
-            continue
-        if progress is not None:
-            progress(done[-1])
+    with alone_in(cache):
+        for path, mpp in rows:
+            try:
+                done.append(prepare_slide(path, cache, config, mpp=mpp, lossless=lossless))
+            except SlideError as error:
+                problems += error.problems
+                continue
+            if progress is not None:
+                progress(done[-1])
     if problems:
         raise SlideError(problems)
     return done
