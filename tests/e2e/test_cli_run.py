@@ -188,6 +188,43 @@ class TestPredict:
         assert list(table["error"]) == ["", "", ""]
         assert table["prob_a"][0] == float(first["prob_a"][0])
 
+    def test_resume_tells_slides_of_one_name_apart(self, folder: Path, tmp_path: Path) -> None:
+        lists = []
+        for index, site in enumerate(("rome", "oslo")):
+            picture(tmp_path / site / "a.png", 260 + index, seed=index)
+            lists.append(manifest(tmp_path / site, ["a.png"], "file"))
+        out = tmp_path / "new.csv"
+        words = ["predict", folder / "run", "--out", out, "--resume", "--quiet"]
+        assert call(*words, lists[0]).status == 0
+        outcome = call(*words, lists[1])
+        assert outcome.status == 0, outcome
+        assert outcome.out == f"1 slides predicted, 0 could not be read: {out}\n"
+        assert list(predicted(out)["file"]) == ["a.png", str(tmp_path / "oslo" / "a.png")]
+        assert call(*words, *lists).out == f"0 slides predicted, 2 before, 0 could not be read: {out}\n"
+        assert len(predicted(out)) == 2
+
+    def test_resume_refuses_what_another_checkpoint_or_other_options_made(self, folder: Path, tmp_path: Path) -> None:
+        out, other = tmp_path / "new.csv", tmp_path / "run"
+        training = [*TINY_TRAINING, "--seed", 1, "--mpp", "native", "--epochs", 1]
+        assert call("train", folder / "labels.csv", "--slides", folder, "--out", other, *training).status == 0
+        assert call("predict", folder / "run", folder / "s0.png", "--out", out, "--quiet").status == 0
+        before = out.read_bytes()
+        words = [folder / "s0.png", folder / "s1.png", "--out", out, "--resume", "--quiet"]
+        assert refused("predict", other, *words) == [
+            f"the predictions in this file were made with another checkpoint ({out}): "
+            "give the run that made them, as it was then, or another --out"
+        ]
+        assert refused("predict", folder / "run", *words, "--mpp-override", 0.5) == [
+            f"the predictions in this file were made with --mpp-override None, not 0.5 ({out}): "
+            "go on with the options that it was begun with, or give another --out"
+        ]
+        (tmp_path / "new.csv.made-with.json").unlink()
+        assert refused("predict", folder / "run", *words) == [
+            f"nothing tells what the predictions in this file were made with ({out}): "
+            "put new.csv.made-with.json back beside it, or give another --out"
+        ]
+        assert out.read_bytes() == before
+
     def test_is_killed_between_whole_rows(self, folder: Path, tmp_path: Path) -> None:
         out = tmp_path / "new.csv"
         child = subprocess.Popen(child_words("predict", folder / "run", folder, "--out", out))
