@@ -261,6 +261,17 @@ def test_whole_numbers_sort_by_value(tmp_path: Path) -> None:
     assert read_cohort(manifest).classes == ("0", "2", "9", "10")
 
 
+def test_one_number_written_in_several_ways_is_not_several_classes(tmp_path: Path) -> None:
+    manifest, _ = make(tmp_path, "file,label\na,1\nb,01\nc,0\nd,1.0\ne,-0.\nf,1.5\ng,1\n")
+    assert problems(manifest, None) == [
+        "the labels '1', '01', '1.0' are one number (manifest.csv): write them alike",
+        "the labels '0', '-0.' are one number (manifest.csv): write them alike",
+    ]
+    read_cohort(manifest, labelled=False)
+    manifest, _ = make(tmp_path, "file,label\na,1\nb,1a\nc,I\nd,1.5\ne,v1.0\n")
+    assert len(read_cohort(manifest).classes) == 5
+
+
 def test_tcga_slides_without_patients_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     manifest, _ = make(tmp_path, "slide_id,label\nTCGA-AA-0001-01Z-00-DX1,a\nTCGA-AA-0001-01Z-00-DX2,b\n")
     with caplog.at_level(logging.WARNING):

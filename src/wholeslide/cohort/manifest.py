@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from wholeslide.cohort.checks import split_problems
+from wholeslide.cohort.checks import same_number_problems, split_problems
 from wholeslide.cohort.files import SlideFolder, find_slides, slide_stem, tcga_patient
 from wholeslide.cohort.tables import read_text_table
 from wholeslide.errors import CohortError, Problem
@@ -205,7 +205,7 @@ class _Rows:
         self.complain(empty, "no patient", "name the patient in each row, or remove the column")
 
     def fill_labels(self, *, required: bool) -> None:
-        """Labels as text, "" where missing."""
+        """Labels as text, "" where missing. ``1`` and ``1.0`` would be two classes, and never are meant as two."""
         if "label" not in self.table:
             self.table["label"] = ""
             if required:
@@ -219,6 +219,7 @@ class _Rows:
                 lambda line: f"the label {labels[line]!r} reads as missing" if labels[line] else "no label",
                 "give the label or remove the row",
             )
+            self.problems += same_number_problems(labels, self.name)
         self.table["label"] = labels.where(~missing, "")
 
     def fill_splits(self, *, required: bool) -> None:
