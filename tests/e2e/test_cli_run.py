@@ -144,6 +144,19 @@ class TestPredict:
         pd.testing.assert_series_equal(table["prob_a"].astype(float), evaluated["prob_a"])
         assert list(table["prediction"]) == list(evaluated["prediction"])
 
+    def test_what_is_passed_over_in_a_folder_is_told(self, folder: Path, tmp_path: Path) -> None:
+        picture(tmp_path / "new" / "a.png")
+        for name in ("list.csv", "b.svs.gz", "deep/c.isyntax", "deep/d.isyntax", "README"):
+            (tmp_path / "new" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "new" / name).write_text("x")
+        outcome = call("predict", folder / "run", tmp_path / "new", "--quiet")
+        assert outcome.status == 0
+        assert outcome.err == [
+            f"{tmp_path / 'new'}: 5 files of other kinds are passed over "
+            "(1 without an ending, 1 .csv, 1 .gz, 2 .isyntax)"
+        ]
+        assert call("predict", folder / "run", tmp_path / "new" / "a.png", "--quiet").err == []
+
     def test_rows_on_stdout(self, folder: Path) -> None:
         outcome = call("predict", folder / "run", folder / "s0.png", folder / "s1.png", "--quiet")
         rows = list(csv.DictReader(io.StringIO(outcome.out)))

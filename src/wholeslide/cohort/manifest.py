@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from wholeslide.cohort.checks import same_number_problems, split_problems
-from wholeslide.cohort.files import SlideFolder, find_slides, slide_stem, tcga_patient
+from wholeslide.cohort.files import SlideFolder, find_slides, other_suffixes, slide_stem, tcga_patient
 from wholeslide.cohort.tables import read_text_table
 from wholeslide.errors import CohortError, Problem
 from wholeslide.slides.config import LARGEST_MPP, SMALLEST_MPP
@@ -122,6 +122,7 @@ def cohort_from_files(paths: Sequence[Path]) -> Cohort:
             slides = [path]
         elif path.is_dir():
             slides = find_slides(path)
+            _tell_what_is_passed_over(path)
             if not slides:
                 problems.append(Problem("no slides found", str(path), "give a folder with slides, or the files"))
         else:
@@ -139,6 +140,13 @@ def cohort_from_files(paths: Sequence[Path]) -> Cohort:
     table = pd.DataFrame({"file": files, "path": [str(path) for path in found], "slide": names, "patient": names})
     table = table.assign(label="", split="", mpp=math.nan)
     return Cohort(table=table.loc[:, list(COLUMNS)], classes=(), slides_dir=Path())
+
+
+def _tell_what_is_passed_over(folder: Path) -> None:
+    counts = other_suffixes(folder)
+    if counts:
+        listed = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in sorted(counts.items()))
+        logger.info("%s: %d files of other kinds are passed over (%s)", folder, counts.total(), listed)
 
 
 def _canonical(raw: pd.DataFrame, manifest: Path) -> pd.DataFrame:
