@@ -24,6 +24,7 @@ from cli_cases import (
     picture,
     predicted,
     refused,
+    tiff,
 )
 
 PREDICTED = ["file", "slide", "patient", "prediction", "prob_a", "prob_b", "error"]
@@ -156,6 +157,19 @@ class TestPredict:
             "(1 without an ending, 1 .csv, 1 .gz, 2 .isyntax)"
         ]
         assert call("predict", folder / "run", tmp_path / "new" / "a.png", "--quiet").err == []
+
+    def test_scales_that_differ_are_told(self, folder: Path, tmp_path: Path) -> None:
+        for name, mpp in (("a", 0.25), ("b", 0.26), ("c", 1.0), ("d", None)):
+            tiff(tmp_path / f"{name}.tiff", mpp=mpp, width=300)
+        words = ["predict", folder / "run", *(tmp_path / f"{name}.tiff" for name in "abcd"), "--quiet"]
+        outcome = call(*words)
+        assert outcome.status == 0, outcome
+        assert outcome.warnings == [
+            f"slides differ 4.0-fold in scale, from 0.25 µm per pixel ({tmp_path / 'a.tiff'}) to 1 "
+            f"({tmp_path / 'c.tiff'}): only slides of the scale that was trained on are judged as in training",
+            "1 of 4 slides have no scale, and the others have",
+        ]
+        assert call(*words, "--mpp-override", 0.5).warnings == []
 
     def test_rows_on_stdout(self, folder: Path) -> None:
         outcome = call("predict", folder / "run", folder / "s0.png", folder / "s1.png", "--quiet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.inference import iterate_predictions
 from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
 from wholeslide.train.run import Run
+from wholeslide.train.survey import scale_oddities, working_scales
 from wholeslide.train.views import Entry, entries
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def predict(
         slide_config = dataclasses.replace(slide_config, mpp_override=mpp_override)
     columns = columns_of(run.classes)
     found = find_inputs(inputs, slides=slides)
+    _warn_of_scales(entries(found.table), slide_config)
     output, named = None, len(found.table)
     if out is not None:
         output = PredictionOutput.open(out, columns, MadeWith.of(run, slide_config), resume=resume)
@@ -100,8 +105,15 @@ def predict(
             if on_row is not None:
                 on_row(row, columns, its_problems)
             progress.advance(note)
-    table = pd.DataFrame(rows, columns=list(columns))
-    return PredictResult(table, tuple(problems), skipped=named - len(found.table))
+    return PredictResult(pd.DataFrame(rows, columns=list(columns)), tuple(problems), named - len(found.table))
+
+
+def _warn_of_scales(slides: Sequence[Entry], config: SlideConfig) -> None:
+    """Where pixels are taken as they are stored, slides may differ in scale; else all are read at one."""
+    if config.target_mpp is None:
+        remedy = "only slides of the scale that was trained on are judged as in training"
+        for oddity in scale_oddities(working_scales(slides, config), remedy=remedy):
+            logger.warning("%s", oddity)
 
 
 def _predictions(
