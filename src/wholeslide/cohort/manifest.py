@@ -78,13 +78,19 @@ def sorted_classes(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_cohort(
-    manifest: Path, slides_dir: Path | None = None, *, labelled: bool = True, splits_csv: Path | None = None
+    manifest: Path,
+    slides_dir: Path | None = None,
+    *,
+    labelled: bool = True,
+    splits_csv: Path | None = None,
+    keep_missing: bool = False,
 ) -> Cohort:
     """Read a manifest and resolve each row to one slide below ``slides_dir``.
 
     Without ``slides_dir`` nothing is looked up and ``path`` is empty (enough to draw a split). With ``labelled`` each
     row needs a label; without it, labels may be missing, as for prediction. ``splits_csv`` is CLAM's table of slide
-    names under ``train,val,test``; rows that it does not name are left out.
+    names under ``train,val,test``; rows that it does not name are left out. With ``keep_missing`` the ``path`` of a file that
+    is not there is where it should be, unless none is there: whoever opens it meets the error.
 
     Raises:
         CohortError: everything that is wrong with the manifest and the names in it, together.
@@ -100,7 +106,7 @@ def read_cohort(
     rows.fill_mpp()
     if splits_csv is not None:
         rows.take_splits(read_text_table(splits_csv), splits_csv)
-    rows.resolve(slides_dir)
+    rows.resolve(slides_dir, keep_missing=keep_missing)
     if rows.problems:
         raise CohortError([*rows.problems, *(split_problems(rows.table) if labelled else ())])
     return rows.cohort(slides_dir)
@@ -283,18 +289,20 @@ class _Rows:
             logger.warning("%d of %d rows are in no split of %s and are left out", unused.sum(), len(unused), path.name)
             self.table = self.table[~unused].copy()
 
-    def resolve(self, slides_dir: Path | None) -> None:
-        """``path``: the one slide that each ``file`` means."""
+    def resolve(self, slides_dir: Path | None, *, keep_missing: bool) -> None:
+        """``path``: the one slide that each ``file`` means; see `read_cohort` for ``keep_missing``."""
         if slides_dir is None:
             self.table["path"] = ""
             return
         folder = SlideFolder(slides_dir)
         candidates = {name: folder.find(name) for name in self.table["file"].unique() if name}
         lost = [name for name, paths in candidates.items() if not paths]
-        if len(lost) == len(candidates) and len(lost) > _LISTED_UNRESOLVED:
+        if lost and len(lost) == len(candidates) and (keep_missing or len(lost) > _LISTED_UNRESOLVED):
             what = f"none of the {len(lost)} files of {self.name} is there, {lost[0]} for one"
             self.problems.append(Problem(what, str(slides_dir), "give the folder of the slides with --slides"))
         else:
+            if keep_missing:
+                candidates |= {name: (slides_dir / name,) for name in lost}
             for line, name in zip(self.table.index, self.table["file"], strict=True):
                 if name and len(candidates[name]) != 1:
                     self.problems.append(_unresolved(folder, name, candidates[name], self.where(line)))
