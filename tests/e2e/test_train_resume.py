@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_tiny import tiny_config, train_in_child
+from train_tiny import make_cohort, tiny_config, train_in_child
 
 from wholeslide.errors import ConfigError, RunError
 from wholeslide.streaming.engine import StreamingEngine
@@ -230,6 +230,18 @@ def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path) -> None
     train(dataclasses.replace(config, resume=True))
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == names
     assert (tmp_path / "run" / "checkpoints" / "last.json").read_text() == record
+
+
+def test_a_name_with_a_line_break(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "cohort")
+    (manifest.parent / "slide1.png").rename(manifest.parent / "slide\n1.png")
+    manifest.write_text(manifest.read_text().replace("slide1.png", '"slide\n1.png"'))
+    config = tiny_config(manifest, tmp_path / "run", epochs=1)
+    train(config)
+    run = train(dataclasses.replace(config, resume=True, epochs=2))
+    table = pd.read_csv(run.path / "log" / "slides.csv")
+    assert len(table) == 10
+    assert (table["file"] == "slide\n1.png").sum() == 2
 
 
 def test_resuming_where_nothing_is_begins(manifest: Path, tmp_path: Path) -> None:

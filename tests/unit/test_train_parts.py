@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -302,6 +303,20 @@ class TestCsvLog:
         assert table["file"].tolist() == ['a "quoted", name'] * 3
         log.append({"seen": 4, "file": "b", "loss": 1.0})
         assert pd.read_csv(log.path)["seen"].tolist() == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize("name", ["two\nlines.png", "two\r\nlines.png", "line\u2028separator.png"])
+    def test_names_with_line_breaks(self, tmp_path: Path, name: str) -> None:
+        log = CsvLog(tmp_path / "log.csv")
+        for number in range(1, 4):
+            log.append({"seen": number, "file": name, "loss": 0.5})
+        log.keep("seen", 2)
+        with log.path.open(encoding="utf-8", newline="") as file:
+            assert [(row["seen"], row["file"]) for row in csv.DictReader(file)] == [("1", name), ("2", name)]
+        whole = log.path.read_bytes()
+        for cut in range(1, 22):
+            log.path.write_bytes(whole + f'3,"ß {name}",0.5\n'.encode()[:cut])
+            log.keep("seen", 3)
+            assert log.path.read_bytes() == whole
 
     def test_a_header_that_was_cut_off(self, tmp_path: Path) -> None:
         log = CsvLog(tmp_path / "log.csv")

@@ -201,6 +201,10 @@ class _Rows:
         if "file" not in table:
             table["file"] = table["slide"]
         self.complain(table.index[table["file"] == ""], "no file", "name the slide's file, or remove the row")
+        returns = table["file"].str.replace("\r\n", "\n", regex=False).str.contains("\r", regex=False)
+        self.complain(
+            table.index[returns], "a carriage return in the name, which CSV files do not keep", "rename the file"
+        )
         stems = table["file"].map(slide_stem)
         if "slide" not in table:
             table["slide"] = stems
