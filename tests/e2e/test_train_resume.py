@@ -19,13 +19,15 @@ import torch
 from safetensors.torch import load_file
 from train_tiny import make_cohort, tiny_config, train_in_child
 
-from wholeslide.errors import ConfigError, RunError
+from wholeslide.errors import ConfigError, RunError, SlideError
+from wholeslide.slides.view import SlideView
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.config import TrainConfig
 from wholeslide.train.loop import train
 from wholeslide.train.signals import Interrupted
 from wholeslide.train.trainer import Trainer
 from wholeslide.train.validation import Score
+from wholeslide.train.views import Entry, ViewSource
 
 pytestmark = pytest.mark.usefixtures("arithmetic")
 
@@ -218,6 +220,37 @@ def test_a_signal_in_validation_saves_the_trained_epoch(
     monkeypatch.undo()
     record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
     assert (record["step"], record["state"]["position"], record["state"]["epoch"]) == (3, 5, 0)
+    train(tiny_config(manifest, tmp_path / "stopped", resume=True))
+    assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
+
+
+@pytest.mark.parametrize(("in_validation", "done"), [(False, (1, 2, 2)), (True, (3, 5, 5))])
+def test_a_slide_that_can_no_longer_be_read_saves_what_was_done(
+    manifest: Path,
+    tmp_path: Path,
+    whole_run: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    in_validation: bool,
+    done: tuple[int, int, int],
+) -> None:
+    """The fourth slide that is trained on, in the middle of a group, or the first of the validation."""
+    open_view, opened = ViewSource.open, 0
+
+    def unreadable(self: ViewSource, entry: Entry, draws: Any = None) -> SlideView:
+        nonlocal opened
+        opened += 1
+        if draws is None if in_validation else opened == 4:
+            raise SlideError.single("cannot be read", where=entry.file, remedy="copy it again")
+        return open_view(self, entry, draws)
+
+    monkeypatch.setattr(ViewSource, "open", unreadable)
+    with pytest.raises(SlideError, match="cannot be read"):
+        train(tiny_config(manifest, tmp_path / "stopped", checkpoint_minutes=60))
+    monkeypatch.undo()
+    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
+    assert (record["step"], record["state"]["position"], record["state"]["slides_seen"]) == done
+    assert f"saved after step {done[0]}, go on with --resume when it is mended" in caplog.messages
     train(tiny_config(manifest, tmp_path / "stopped", resume=True))
     assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
 

@@ -7,6 +7,7 @@ import logging
 from lightning.fabric import Fabric
 
 from wholeslide.cohort.manifest import Cohort
+from wholeslide.errors import SlideError
 from wholeslide.model.network import LocalNetwork
 from wholeslide.slides.lock import alone_in
 from wholeslide.streaming.engine import StreamingEngine
@@ -33,7 +34,8 @@ def train(config: TrainConfig) -> Run:
         The finished run.
 
     Raises:
-        WholeslideError: what the user can mend, all of an input's problems together.
+        WholeslideError: what the user can mend, all of an input's problems together; where a slide can no longer be read,
+            the state is saved.
         Interrupted: SIGINT or SIGTERM came; the state is saved, and ``exit_status`` is 130 or 143.
     """
     config = config.with_absolute_paths()
@@ -120,6 +122,10 @@ def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | Non
     except Interrupted as interruption:
         trainer.save()
         logger.warning("%s: saved after step %d, go on with --resume", interruption, trainer.state.step)
+        raise
+    except SlideError:
+        trainer.save()
+        logger.warning("saved after step %d, go on with --resume when it is mended", trainer.state.step)
         raise
     finally:
         history.close()

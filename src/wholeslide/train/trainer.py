@@ -128,7 +128,7 @@ class Trainer:
         Raises:
             Interrupted: a signal came; nothing is lost if :meth:`save` is called now.
             RunError: a loss is not finite, the disk is full.
-            SlideError: a slide can no longer be read.
+            SlideError: a slide can no longer be read; nothing is lost if :meth:`save` is called now.
         """
         while not self.stage_done or self._next_stage():
             self._train_epoch()
