@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,56 @@ def test_a_signal_saves_and_leaves(
     monkeypatch.undo()
     train(tiny_config(manifest, tmp_path / "stopped", resume=True))
     assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
+
+
+@pytest.mark.parametrize(
+    ("computing", "call", "slow", "done"),
+    [("step", 3, 4, (1, 2, 2)), ("predict", 1, 7, (3, 5, 5))],
+    ids=["training", "validation"],
+)
+def test_a_signal_saves_before_the_slide_that_is_read_ahead_is_there(
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    computing: str,
+    call: int,
+    slow: int,
+    done: tuple[int, int, int],
+) -> None:
+    """The ``slow``-th slide to be opened, while the one before is computed on, is not there before the state is saved."""
+    open_view, compute, save = ViewSource.open, getattr(StreamingEngine, computing), Trainer.save
+    reading, saved = threading.Event(), threading.Event()
+    opened, calls, in_time = 0, 0, False
+
+    def waits(self: ViewSource, entry: Entry, draws: Any = None) -> SlideView:
+        nonlocal opened, in_time
+        opened += 1
+        if opened == slow:
+            reading.set()
+            in_time = saved.wait(timeout=5)
+        return open_view(self, entry, draws)
+
+    def signalled(self: StreamingEngine, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            assert reading.wait(timeout=20)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(self, *args, **kwargs)
+
+    def told(self: Trainer) -> None:
+        save(self)
+        if reading.is_set():
+            saved.set()
+
+    monkeypatch.setattr(ViewSource, "open", waits)
+    monkeypatch.setattr(StreamingEngine, computing, signalled)
+    monkeypatch.setattr(Trainer, "save", told)
+    with pytest.raises(Interrupted):
+        train(tiny_config(manifest, tmp_path / "stopped", checkpoint_minutes=60))
+    assert in_time
+    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
+    assert (record["step"], record["state"]["position"], record["state"]["slides_seen"]) == done
 
 
 def test_a_signal_in_validation_saves_the_trained_epoch(

@@ -265,6 +265,31 @@ class TestSignals:
         assert reached
         assert caught.value.exit_status == 130
 
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_what_comes_before_leaving_is_not_interrupted(self, at_once: bool) -> None:
+        told = []
+
+        def save() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            told.append("saved")
+
+        def work(watch: SignalWatch) -> None:
+            with watch.interruptible():
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                finally:
+                    told.append("left")
+
+        with watch_signals() as watch:
+            watch.before_leaving = save
+            if not at_once:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert told == []
+            with pytest.raises(Interrupted) as caught:
+                work(watch)
+        assert told == (["saved", "left"] if at_once else ["saved"])
+        assert caught.value.exit_status == 143
+
     def test_only_the_first_is_raised(self) -> None:
         with watch_signals() as watch:
             with pytest.raises(Interrupted), watch.interruptible():

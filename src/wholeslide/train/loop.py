@@ -120,7 +120,6 @@ def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | Non
     try:
         trainer.fit()
     except Interrupted as interruption:
-        trainer.save()
         logger.warning("%s: saved after step %d, go on with --resume", interruption, trainer.state.step)
         raise
     except SlideError:
