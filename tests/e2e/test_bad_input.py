@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import train_tiny  # noqa: F401  registers the backbone resnet_micro
 from cli_cases import TINY_TRAINING, call, child_words, cohort, manifest, picture, refused, tiff
+
+from wholeslide.streaming.engine import StreamingEngine
 
 
 def train(folder: Path, *options: object) -> list[str]:
@@ -308,6 +311,31 @@ class TestTrainedRun:
         assert len(errors) == 1
         assert str(slide) in errors[0]
         assert not (run / "metrics" / "test.json").exists()
+
+    def test_results_that_cannot_be_kept(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Root may write everywhere, so a file in the folder's place stands for the folder that may not be written."""
+        monkeypatch.setattr(StreamingEngine, "predict", lambda *args: pytest.fail("computed in vain"))
+        (run / "metrics").rmdir()
+        (run / "metrics").write_text("")
+        try:
+            errors = refused("evaluate", run, "--quiet")
+        finally:
+            (run / "metrics").unlink()
+            (run / "metrics").mkdir()
+        assert errors == [
+            f"the results cannot be written: File exists ({run / 'metrics'}): "
+            "change its permissions, or evaluate a copy of the run that you may write"
+        ]
+
+    def test_a_run_on_a_read_only_disk(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def read_only(*args: object, **options: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(StreamingEngine, "predict", lambda *args: pytest.fail("computed in vain"))
+        monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+        assert refused("evaluate", run, "--quiet")[0].startswith(
+            "the results cannot be written: Read-only file system ("
+        )
 
     def test_slides_that_were_moved(self, run: Path) -> None:
         errors = refused("evaluate", run, "--slides", run.parent / "elsewhere")

@@ -24,6 +24,7 @@ from cli_cases import (
     picture,
     predicted,
     refused,
+    tiff,
 )
 
 PREDICTED = ["file", "slide", "patient", "prediction", "prob_a", "prob_b", "error"]
@@ -144,6 +145,32 @@ class TestPredict:
         pd.testing.assert_series_equal(table["prob_a"].astype(float), evaluated["prob_a"])
         assert list(table["prediction"]) == list(evaluated["prediction"])
 
+    def test_what_is_passed_over_in_a_folder_is_told(self, folder: Path, tmp_path: Path) -> None:
+        picture(tmp_path / "new" / "a.png")
+        for name in ("list.csv", "b.svs.gz", "deep/c.isyntax", "deep/d.isyntax", "README"):
+            (tmp_path / "new" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "new" / name).write_text("x")
+        outcome = call("predict", folder / "run", tmp_path / "new", "--quiet")
+        assert outcome.status == 0
+        assert outcome.err == [
+            f"{tmp_path / 'new'}: 5 files of other kinds are passed over "
+            "(1 without an ending, 1 .csv, 1 .gz, 2 .isyntax)"
+        ]
+        assert call("predict", folder / "run", tmp_path / "new" / "a.png", "--quiet").err == []
+
+    def test_scales_that_differ_are_told(self, folder: Path, tmp_path: Path) -> None:
+        for name, mpp in (("a", 0.25), ("b", 0.26), ("c", 1.0), ("d", None)):
+            tiff(tmp_path / f"{name}.tiff", mpp=mpp, width=300)
+        words = ["predict", folder / "run", *(tmp_path / f"{name}.tiff" for name in "abcd"), "--quiet"]
+        outcome = call(*words)
+        assert outcome.status == 0, outcome
+        assert outcome.warnings == [
+            f"slides differ 4.0-fold in scale, from 0.25 µm per pixel ({tmp_path / 'a.tiff'}) to 1 "
+            f"({tmp_path / 'c.tiff'}): only slides of the scale that was trained on are judged as in training",
+            "1 of 4 slides have no scale, and the others have",
+        ]
+        assert call(*words, "--mpp-override", 0.5).warnings == []
+
     def test_rows_on_stdout(self, folder: Path) -> None:
         outcome = call("predict", folder / "run", folder / "s0.png", folder / "s1.png", "--quiet")
         rows = list(csv.DictReader(io.StringIO(outcome.out)))
@@ -187,6 +214,43 @@ class TestPredict:
         assert list(table["file"]) == [str(folder / "s0.png"), str(slide), str(folder / "s1.png")]
         assert list(table["error"]) == ["", "", ""]
         assert table["prob_a"][0] == float(first["prob_a"][0])
+
+    def test_resume_tells_slides_of_one_name_apart(self, folder: Path, tmp_path: Path) -> None:
+        lists = []
+        for index, site in enumerate(("rome", "oslo")):
+            picture(tmp_path / site / "a.png", 260 + index, seed=index)
+            lists.append(manifest(tmp_path / site, ["a.png"], "file"))
+        out = tmp_path / "new.csv"
+        words = ["predict", folder / "run", "--out", out, "--resume", "--quiet"]
+        assert call(*words, lists[0]).status == 0
+        outcome = call(*words, lists[1])
+        assert outcome.status == 0, outcome
+        assert outcome.out == f"1 slides predicted, 0 could not be read: {out}\n"
+        assert list(predicted(out)["file"]) == ["a.png", str(tmp_path / "oslo" / "a.png")]
+        assert call(*words, *lists).out == f"0 slides predicted, 2 before, 0 could not be read: {out}\n"
+        assert len(predicted(out)) == 2
+
+    def test_resume_refuses_what_another_checkpoint_or_other_options_made(self, folder: Path, tmp_path: Path) -> None:
+        out, other = tmp_path / "new.csv", tmp_path / "run"
+        training = [*TINY_TRAINING, "--seed", 1, "--mpp", "native", "--epochs", 1]
+        assert call("train", folder / "labels.csv", "--slides", folder, "--out", other, *training).status == 0
+        assert call("predict", folder / "run", folder / "s0.png", "--out", out, "--quiet").status == 0
+        before = out.read_bytes()
+        words = [folder / "s0.png", folder / "s1.png", "--out", out, "--resume", "--quiet"]
+        assert refused("predict", other, *words) == [
+            f"the predictions in this file were made with another checkpoint ({out}): "
+            "give the run that made them, as it was then, or another --out"
+        ]
+        assert refused("predict", folder / "run", *words, "--mpp-override", 0.5) == [
+            f"the predictions in this file were made with --mpp-override None, not 0.5 ({out}): "
+            "go on with the options that it was begun with, or give another --out"
+        ]
+        (tmp_path / "new.csv.made-with.json").unlink()
+        assert refused("predict", folder / "run", *words) == [
+            f"nothing tells what the predictions in this file were made with ({out}): "
+            "put new.csv.made-with.json back beside it, or give another --out"
+        ]
+        assert out.read_bytes() == before
 
     def test_is_killed_between_whole_rows(self, folder: Path, tmp_path: Path) -> None:
         out = tmp_path / "new.csv"

@@ -21,6 +21,8 @@ from cli_cases import (
 )
 from PIL import Image
 
+from wholeslide.slides.lock import alone_in
+
 
 @pytest.fixture(scope="module")
 def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -116,6 +118,15 @@ class TestPrepare:
         assert len(errors) == 1
         assert str(tmp_path / "b.tiff") in errors[0]
         assert len(list((tmp_path / "cache").iterdir())) == 1
+
+    def test_two_at_once_on_one_cache(self, scaled: Path, tmp_path: Path) -> None:
+        words = ["prepare", scaled / "labels.csv", "--slides", scaled, "--out", tmp_path / "cache", "--quiet"]
+        with alone_in(tmp_path / "cache"):
+            errors = refused(*words)
+        assert errors == [
+            f"another process is writing into this folder ({tmp_path / 'cache'}): "
+            "wait until it has ended, or give another --out"
+        ]
 
     def test_not_enough_space(self, scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))

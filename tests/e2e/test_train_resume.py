@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_tiny import tiny_config, train_in_child
+from train_tiny import make_cohort, tiny_config, train_in_child
 
-from wholeslide.errors import ConfigError, RunError
+from wholeslide.errors import ConfigError, RunError, SlideError
+from wholeslide.slides.view import SlideView
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.config import TrainConfig
 from wholeslide.train.loop import train
 from wholeslide.train.signals import Interrupted
 from wholeslide.train.trainer import Trainer
 from wholeslide.train.validation import Score
+from wholeslide.train.views import Entry, ViewSource
 
 pytestmark = pytest.mark.usefixtures("arithmetic")
 
@@ -203,6 +206,56 @@ def test_a_signal_saves_and_leaves(
     assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
 
 
+@pytest.mark.parametrize(
+    ("computing", "call", "slow", "done"),
+    [("step", 3, 4, (1, 2, 2)), ("predict", 1, 7, (3, 5, 5))],
+    ids=["training", "validation"],
+)
+def test_a_signal_saves_before_the_slide_that_is_read_ahead_is_there(
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    computing: str,
+    call: int,
+    slow: int,
+    done: tuple[int, int, int],
+) -> None:
+    """The ``slow``-th slide to be opened, while the one before is computed on, is not there before the state is saved."""
+    open_view, compute, save = ViewSource.open, getattr(StreamingEngine, computing), Trainer.save
+    reading, saved = threading.Event(), threading.Event()
+    opened, calls, in_time = 0, 0, False
+
+    def waits(self: ViewSource, entry: Entry, draws: Any = None) -> SlideView:
+        nonlocal opened, in_time
+        opened += 1
+        if opened == slow:
+            reading.set()
+            in_time = saved.wait(timeout=5)
+        return open_view(self, entry, draws)
+
+    def signalled(self: StreamingEngine, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            assert reading.wait(timeout=20)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(self, *args, **kwargs)
+
+    def told(self: Trainer) -> None:
+        save(self)
+        if reading.is_set():
+            saved.set()
+
+    monkeypatch.setattr(ViewSource, "open", waits)
+    monkeypatch.setattr(StreamingEngine, computing, signalled)
+    monkeypatch.setattr(Trainer, "save", told)
+    with pytest.raises(Interrupted):
+        train(tiny_config(manifest, tmp_path / "stopped", checkpoint_minutes=60))
+    assert in_time
+    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
+    assert (record["step"], record["state"]["position"], record["state"]["slides_seen"]) == done
+
+
 def test_a_signal_in_validation_saves_the_trained_epoch(
     manifest: Path, tmp_path: Path, whole_run: Whole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +275,37 @@ def test_a_signal_in_validation_saves_the_trained_epoch(
     assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
 
 
+@pytest.mark.parametrize(("in_validation", "done"), [(False, (1, 2, 2)), (True, (3, 5, 5))])
+def test_a_slide_that_can_no_longer_be_read_saves_what_was_done(
+    manifest: Path,
+    tmp_path: Path,
+    whole_run: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    in_validation: bool,
+    done: tuple[int, int, int],
+) -> None:
+    """The fourth slide that is trained on, in the middle of a group, or the first of the validation."""
+    open_view, opened = ViewSource.open, 0
+
+    def unreadable(self: ViewSource, entry: Entry, draws: Any = None) -> SlideView:
+        nonlocal opened
+        opened += 1
+        if draws is None if in_validation else opened == 4:
+            raise SlideError.single("cannot be read", where=entry.file, remedy="copy it again")
+        return open_view(self, entry, draws)
+
+    monkeypatch.setattr(ViewSource, "open", unreadable)
+    with pytest.raises(SlideError, match="cannot be read"):
+        train(tiny_config(manifest, tmp_path / "stopped", checkpoint_minutes=60))
+    monkeypatch.undo()
+    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
+    assert (record["step"], record["state"]["position"], record["state"]["slides_seen"]) == done
+    assert f"saved after step {done[0]}, go on with --resume when it is mended" in caplog.messages
+    train(tiny_config(manifest, tmp_path / "stopped", resume=True))
+    assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
+
+
 def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path) -> None:
     config = tiny_config(manifest, tmp_path / "run", epochs=1)
     train(config)
@@ -232,9 +316,56 @@ def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path) -> None
     assert (tmp_path / "run" / "checkpoints" / "last.json").read_text() == record
 
 
+def test_a_name_with_a_line_break(tmp_path: Path) -> None:
+    manifest = make_cohort(tmp_path / "cohort")
+    (manifest.parent / "slide1.png").rename(manifest.parent / "slide\n1.png")
+    manifest.write_text(manifest.read_text().replace("slide1.png", '"slide\n1.png"'))
+    config = tiny_config(manifest, tmp_path / "run", epochs=1)
+    train(config)
+    run = train(dataclasses.replace(config, resume=True, epochs=2))
+    table = pd.read_csv(run.path / "log" / "slides.csv")
+    assert len(table) == 10
+    assert (table["file"] == "slide\n1.png").sum() == 2
+
+
 def test_resuming_where_nothing_is_begins(manifest: Path, tmp_path: Path) -> None:
     run = train(tiny_config(manifest, tmp_path / "run", epochs=1, resume=True))
     assert run.checkpoints.pointer("last").state.epoch == 1
+
+
+def test_two_processes_on_one_run_directory(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(manifest, tmp_path / "run", epochs=1)
+    refusal = f"another process is writing into this folder ({config.out}): wait until it has ended"
+    fit = Trainer.fit
+
+    def met(self: Trainer) -> None:
+        expect_run_error(dataclasses.replace(config, resume=True), refusal)
+        fit(self)
+
+    monkeypatch.setattr(Trainer, "fit", met)
+    train(config)
+    monkeypatch.undo()
+    train(dataclasses.replace(config, resume=True))
+    assert not list(config.out.glob(".*"))
+
+
+def test_a_run_that_another_process_began_meanwhile(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the slides were checked: it is gone on with, or not overwritten."""
+    config = tiny_config(manifest, tmp_path / "run", epochs=1)
+    train(dataclasses.replace(config, out=tmp_path / "first"))
+    record = (tmp_path / "first" / "checkpoints" / "last.json").read_bytes()
+
+    def overtaken(prepared: Any) -> list[str]:
+        (tmp_path / "first").rename(config.out)
+        return []
+
+    monkeypatch.setattr("wholeslide.train.loop.describe", overtaken)
+    expect_run_error(config, "the run directory exists", "add --resume to go on with it")
+    config.out.rename(tmp_path / "first")
+    train(dataclasses.replace(config, resume=True))
+    assert (config.out / "checkpoints" / "last.json").read_bytes() == record
 
 
 def test_resuming_with_other_options_is_refused(manifest: Path, tmp_path: Path) -> None:

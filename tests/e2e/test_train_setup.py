@@ -132,6 +132,24 @@ def test_unreadable_slides_stop_or_are_left_out(tmp_path: Path) -> None:
     assert not excluded["error"].str.contains("--on-unreadable").any()
 
 
+def test_missing_slides_are_left_out_and_listed_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = make_cohort(tmp_path / "cohort", train=7)
+    (manifest.parent / "slide2.png").write_bytes(b"no image")
+    (manifest.parent / "slide4.png").unlink()
+    run = train(tiny_config(manifest, tmp_path / "run", on_unreadable="exclude", epochs=1))
+    assert len(run.cohort().split("train")) == 5
+    excluded = pd.read_csv(run.path / "excluded.csv").set_index("file")["error"]
+    assert excluded.index.tolist() == ["slide2.png", "slide4.png"]
+    assert excluded["slide4.png"] == f"no such file ({manifest.parent / 'slide4.png'}): check the path"
+    assert f"slide4.png is left out: {excluded['slide4.png']}" in caplog.messages
+
+
+def test_where_every_slide_is_missing_none_is_left_out(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WholeslideError, match=r"none of the 9 files of labels\.csv is there, slide0\.png for one \("):
+        train(tiny_config(manifest, tmp_path / "run", slides=tmp_path / "empty", on_unreadable="exclude"))
+
+
 def test_a_run_directory_that_exists_is_not_overwritten(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()

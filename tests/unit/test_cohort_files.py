@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wholeslide.cohort.files import SlideFolder, find_slides, slide_stem, tcga_patient
+from wholeslide.cohort.files import SlideFolder, find_slides, other_suffixes, slide_stem, tcga_patient
 
 UUID = "d4ff32cd-38cf-40ea-8213-45c2b100ac01"
 
@@ -117,6 +117,18 @@ def test_hidden_files_and_associated_images_are_passed_over(tmp_path: Path) -> N
 def test_the_jpeg_parts_of_a_vms_are_no_slides(tmp_path: Path) -> None:
     touch(tmp_path, "v/slide.vms", "v/slide_0.jpg", "plain/p.jpg")
     assert find_slides(tmp_path) == [tmp_path / "plain/p.jpg", tmp_path / "v/slide.vms"]
+
+
+def test_files_of_other_kinds_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "a.SVS.bak", "notes.txt", "deep/b.TXT", "deep/README", "deep/.hidden", ".trash/c.txt")
+    assert other_suffixes(tmp_path) == {".bak": 1, ".txt": 2, "": 1}
+    assert other_suffixes(tmp_path / "nowhere") == {}
+
+
+def test_the_parts_of_a_slide_are_not_of_another_kind(tmp_path: Path) -> None:
+    touch(tmp_path, "m/a.mrxs", "m/a/Slidedat.ini", "m/a/Data0000.dat", "m/b/Data0000.dat", "v/a.vms", "v/a.opt")
+    touch(tmp_path, "m/a_label.png")
+    assert other_suffixes(tmp_path) == {".dat": 1}
 
 
 def test_a_dicom_folder_is_one_slide(tmp_path: Path) -> None:

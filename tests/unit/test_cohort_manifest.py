@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from wholeslide.cohort.manifest import cohort_from_files, read_cohort
+from wholeslide.cohort.splits import write_split
 from wholeslide.errors import CohortError
 
 
@@ -259,6 +260,32 @@ def test_none_is_a_class(tmp_path: Path) -> None:
 def test_whole_numbers_sort_by_value(tmp_path: Path) -> None:
     manifest, _ = make(tmp_path, "file,label\n" + "".join(f"f{n},{n}\n" for n in (10, 9, 2, 0)))
     assert read_cohort(manifest).classes == ("0", "2", "9", "10")
+
+
+def test_one_number_written_in_several_ways_is_not_several_classes(tmp_path: Path) -> None:
+    manifest, _ = make(tmp_path, "file,label\na,1\nb,01\nc,0\nd,1.0\ne,-0.\nf,1.5\ng,1\n")
+    assert problems(manifest, None) == [
+        "the labels '1', '01', '1.0' are one number (manifest.csv): write them alike",
+        "the labels '0', '-0.' are one number (manifest.csv): write them alike",
+    ]
+    read_cohort(manifest, labelled=False)
+    manifest, _ = make(tmp_path, "file,label\na,1\nb,1a\nc,I\nd,1.5\ne,v1.0\n")
+    assert len(read_cohort(manifest).classes) == 5
+
+
+def test_line_breaks_in_names(tmp_path: Path) -> None:
+    csv = 'file,label\n"two\nlines",a\n"two\r\nreturns",a\n"odd\rone",b\n'
+    manifest, _ = make(tmp_path, csv)
+    with pytest.raises(CohortError) as caught:
+        read_cohort(manifest)
+    assert [(problem.what, problem.where) for problem in caught.value.problems] == [
+        ("a carriage return in the name, which CSV files do not keep", "manifest.csv line 7: odd\rone")
+    ]
+    manifest, _ = make(tmp_path, csv.partition('"odd')[0])
+    cohort = read_cohort(manifest)
+    write_split(cohort, tmp_path / "split.csv")
+    again = read_cohort(tmp_path / "split.csv")
+    assert again.table["file"].tolist() == cohort.table["file"].tolist() == ["two\nlines", "two\r\nreturns"]
 
 
 def test_tcga_slides_without_patients_are_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

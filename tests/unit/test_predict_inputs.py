@@ -35,6 +35,13 @@ def test_equal_stems_are_different_slides(slides: Path) -> None:
     assert find_inputs([slides]).table["slide"].is_unique
 
 
+def test_equal_names_in_two_manifests_are_different_slides(slides: Path) -> None:
+    for folder in (slides, slides / "deep"):
+        (folder / "names.csv").write_text("file\na.png\n")
+    table = find_inputs([slides / "names.csv", slides / "deep" / "names.csv"]).table
+    assert list(table["file"]) == [str(slides / name) for name in ("a.png", "deep/a.png")]
+
+
 def test_manifests_with_and_without_labels(slides: Path) -> None:
     (slides / "one.csv").write_text("file,patient,label,mpp\na.png,p1,benign,0.5\n")
     other = slides / "elsewhere"

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,34 @@ def test_nothing_is_left_of_a_write_that_fails(
     with pytest.raises(expected):
         prepare_slide(pyramid, tmp_path / "cache", SlideConfig(mpp=1.0))
     assert not list((tmp_path / "cache").iterdir())
+
+
+KILLED_LATE = """
+import os, sys
+from pathlib import Path
+from wholeslide.slides import prepare
+from wholeslide.slides.config import SlideConfig
+cut_tiles = prepare._cut_tiles
+def killed_late(*args):
+    for count, tile in enumerate(cut_tiles(*args)):
+        if count == 5:
+            os.kill(os.getpid(), 9)
+        yield tile
+prepare._cut_tiles = killed_late
+prepare.prepare([(Path(sys.argv[1]), None)], Path(sys.argv[2]), SlideConfig(mpp=1.0))
+"""
+
+
+def test_what_a_killed_run_had_begun_is_removed(tmp_path: Path, pyramid: Path) -> None:
+    cache = tmp_path / "cache"
+    killed = subprocess.run([sys.executable, "-c", KILLED_LATE, str(pyramid), str(cache)], check=False)
+    assert killed.returncode == -9
+    left = [path.name for path in cache.iterdir()]
+    assert any(name.startswith(".spool-") for name in left), left
+    assert any(name.endswith(".part") for name in left), left
+    (cache / "mine.part").write_text("of another program")
+    done = prepare([(pyramid, None)], cache, SlideConfig(mpp=1.0))
+    assert {path.name for path in cache.iterdir()} == {done[0].path.name, "mine.part"}
 
 
 def test_bad_slides_are_reported_together_after_the_good_ones(tmp_path: Path, pyramid: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -264,6 +265,31 @@ class TestSignals:
         assert reached
         assert caught.value.exit_status == 130
 
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_what_comes_before_leaving_is_not_interrupted(self, at_once: bool) -> None:
+        told = []
+
+        def save() -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            told.append("saved")
+
+        def work(watch: SignalWatch) -> None:
+            with watch.interruptible():
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                finally:
+                    told.append("left")
+
+        with watch_signals() as watch:
+            watch.before_leaving = save
+            if not at_once:
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert told == []
+            with pytest.raises(Interrupted) as caught:
+                work(watch)
+        assert told == (["saved", "left"] if at_once else ["saved"])
+        assert caught.value.exit_status == 143
+
     def test_only_the_first_is_raised(self) -> None:
         with watch_signals() as watch:
             with pytest.raises(Interrupted), watch.interruptible():
@@ -302,6 +328,20 @@ class TestCsvLog:
         assert table["file"].tolist() == ['a "quoted", name'] * 3
         log.append({"seen": 4, "file": "b", "loss": 1.0})
         assert pd.read_csv(log.path)["seen"].tolist() == [1, 2, 3, 4]
+
+    @pytest.mark.parametrize("name", ["two\nlines.png", "two\r\nlines.png", "line\u2028separator.png"])
+    def test_names_with_line_breaks(self, tmp_path: Path, name: str) -> None:
+        log = CsvLog(tmp_path / "log.csv")
+        for number in range(1, 4):
+            log.append({"seen": number, "file": name, "loss": 0.5})
+        log.keep("seen", 2)
+        with log.path.open(encoding="utf-8", newline="") as file:
+            assert [(row["seen"], row["file"]) for row in csv.DictReader(file)] == [("1", name), ("2", name)]
+        whole = log.path.read_bytes()
+        for cut in range(1, 22):
+            log.path.write_bytes(whole + f'3,"ß {name}",0.5\n'.encode()[:cut])
+            log.keep("seen", 3)
+            assert log.path.read_bytes() == whole
 
     def test_a_header_that_was_cut_off(self, tmp_path: Path) -> None:
         log = CsvLog(tmp_path / "log.csv")

@@ -19,12 +19,14 @@ class PredictArguments:
     Args:
         run: The run directory.
         inputs: Slides, folders that are searched for slides, and manifests (CSV, no labels needed).
-        out: CSV with a row a slide, written as each is known; left out: the rows go to stdout.
+        out: CSV with a row a slide, written as each is known, and beside it a file for --resume that says what it was
+            made with; left out: the rows go to stdout.
         slides: Folder of the slides that a manifest names; left out: the manifest's own folder.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
         memory: Most memory to use, as 8GiB; left out: as in training.
         devices: Number of devices.
-        resume: Go on with the file in out: slides that it has are skipped, its errors are tried again.
+        resume: Go on with the file in out: slides that it has are skipped, its errors are tried again. Refused where it
+            was made with another checkpoint or other options.
         quiet: No progress bar.
     """
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +15,7 @@ from wholeslide.errors import Problem
 
 _SPLIT_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 _LISTED_FILES = 4
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 
 
 def split_problems(table: pd.DataFrame, *, group: str = "patient") -> list[Problem]:
@@ -51,6 +54,19 @@ def label_problems(table: pd.DataFrame, *, classes: Sequence[str] | None = None)
         only = f"one class only, {labels[0]!r}" if labels else "no class at all"
         problems.append(Problem(only, "column 'label'", "give files of at least two classes"))
     return [*problems, *_empty_classes(table, labels)]
+
+
+def same_number_problems(labels: pd.Series, where: str) -> list[Problem]:
+    """Labels such as ``1``, ``01`` and ``1.0``, as a spreadsheet or a data frame leaves them."""
+    spellings = defaultdict[Decimal, list[str]](list)
+    for label in labels.unique():
+        if _NUMBER.fullmatch(label):
+            spellings[Decimal(label)].append(label)
+    return [
+        Problem(f"the labels {', '.join(map(repr, same))} are one number", where, "write them alike")
+        for same in spellings.values()
+        if len(same) > 1
+    ]
 
 
 def unit_problems(table: pd.DataFrame, unit: str) -> list[Problem]:

@@ -10,11 +10,11 @@ import difflib
 import os
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 COMPOUND_SUFFIXES = (".ome.tiff", ".ome.tif", ".ome.btf")
 DICOM_SUFFIX = ".dcm"
@@ -24,6 +24,9 @@ SLIDE_SUFFIXES = (
     *(DICOM_SUFFIX, ".png", ".jpg", ".jpeg"),
 )
 """What a recursive search takes for a slide. A file that is named in full may have any suffix."""
+
+SLIDES_WITH_PARTS = (".vms", ".vmu")
+"""Slides whose parts lie beside them, as files of other suffixes."""
 
 _ASSOCIATED_IMAGE = re.compile(r"(^|[-_. ])(label|macro|thumb|thumbnail)$", re.IGNORECASE)
 _TCGA_BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}", re.IGNORECASE)
@@ -55,6 +58,22 @@ def is_dicom_folder(folder: Path) -> bool:
 def find_slides(folder: Path) -> list[Path]:
     """Every slide below a folder, sorted, each once; the files of one DICOM series are one slide."""
     return list(_distinct([entry.path for entry in _walk(folder)]))
+
+
+def other_suffixes(folder: Path) -> Counter[str]:
+    """How many files below a folder are passed over because of their suffixes, by suffix (``""`` for none).
+
+    Hidden files and the parts that belong to an MRXS, VMS or VMU slide are not counted.
+    """
+    counts: Counter[str] = Counter()
+    parts: set[Path] = set()
+    for base, names in _folders(folder):
+        parts.update(base / name[: -len(".mrxs")] for name in names if name.lower().endswith(".mrxs"))
+        of_a_slide = base in parts or any(name.lower().endswith(SLIDES_WITH_PARTS) for name in names)
+        if not of_a_slide:
+            others = [name for name in names if not name.startswith(".") and not _slide_suffix(name)]
+            counts.update(PurePath(name).suffix.lower() for name in others)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -167,8 +186,8 @@ def _barcode_prefixes(stem: str) -> Iterator[str]:
     yield from (stem[:end] for end in [*ends, len(stem)])
 
 
-def _walk(root: Path) -> Iterator[_Entry]:
-    """Every slide below a folder, links followed, no folder twice."""
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and every one below it that is not hidden, with the names of their files: links followed, none twice."""
     seen: set[Path] = set()
     for base, folders, names in os.walk(root, followlinks=True):
         folder = Path(base)
@@ -178,8 +197,14 @@ def _walk(root: Path) -> Iterator[_Entry]:
             continue
         seen.add(target)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield folder, names
+
+
+def _walk(root: Path) -> Iterator[_Entry]:
+    """Every slide below a folder."""
+    for folder, names in _folders(root):
         slides = sorted(name for name in names if _is_candidate(name))
-        if any(name.lower().endswith((".vms", ".vmu")) for name in slides):  # its JPEG parts are no slides
+        if any(name.lower().endswith(SLIDES_WITH_PARTS) for name in slides):  # its JPEG parts are no slides
             slides = [name for name in slides if not name.lower().endswith((".jpg", ".jpeg"))]
         dicom = [name for name in slides if name.lower().endswith(DICOM_SUFFIX)]
         for name in slides:

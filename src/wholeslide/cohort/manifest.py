@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from wholeslide.cohort.checks import split_problems
-from wholeslide.cohort.files import SlideFolder, find_slides, slide_stem, tcga_patient
+from wholeslide.cohort.checks import same_number_problems, split_problems
+from wholeslide.cohort.files import SlideFolder, find_slides, other_suffixes, slide_stem, tcga_patient
 from wholeslide.cohort.tables import read_text_table
 from wholeslide.errors import CohortError, Problem
 from wholeslide.slides.config import LARGEST_MPP, SMALLEST_MPP
@@ -78,13 +78,19 @@ def sorted_classes(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_cohort(
-    manifest: Path, slides_dir: Path | None = None, *, labelled: bool = True, splits_csv: Path | None = None
+    manifest: Path,
+    slides_dir: Path | None = None,
+    *,
+    labelled: bool = True,
+    splits_csv: Path | None = None,
+    keep_missing: bool = False,
 ) -> Cohort:
     """Read a manifest and resolve each row to one slide below ``slides_dir``.
 
     Without ``slides_dir`` nothing is looked up and ``path`` is empty (enough to draw a split). With ``labelled`` each
     row needs a label; without it, labels may be missing, as for prediction. ``splits_csv`` is CLAM's table of slide
-    names under ``train,val,test``; rows that it does not name are left out.
+    names under ``train,val,test``; rows that it does not name are left out. With ``keep_missing`` the ``path`` of a file that
+    is not there is where it should be, unless none is there: whoever opens it meets the error.
 
     Raises:
         CohortError: everything that is wrong with the manifest and the names in it, together.
@@ -100,7 +106,7 @@ def read_cohort(
     rows.fill_mpp()
     if splits_csv is not None:
         rows.take_splits(read_text_table(splits_csv), splits_csv)
-    rows.resolve(slides_dir)
+    rows.resolve(slides_dir, keep_missing=keep_missing)
     if rows.problems:
         raise CohortError([*rows.problems, *(split_problems(rows.table) if labelled else ())])
     return rows.cohort(slides_dir)
@@ -122,6 +128,7 @@ def cohort_from_files(paths: Sequence[Path]) -> Cohort:
             slides = [path]
         elif path.is_dir():
             slides = find_slides(path)
+            _tell_what_is_passed_over(path)
             if not slides:
                 problems.append(Problem("no slides found", str(path), "give a folder with slides, or the files"))
         else:
@@ -139,6 +146,13 @@ def cohort_from_files(paths: Sequence[Path]) -> Cohort:
     table = pd.DataFrame({"file": files, "path": [str(path) for path in found], "slide": names, "patient": names})
     table = table.assign(label="", split="", mpp=math.nan)
     return Cohort(table=table.loc[:, list(COLUMNS)], classes=(), slides_dir=Path())
+
+
+def _tell_what_is_passed_over(folder: Path) -> None:
+    counts = other_suffixes(folder)
+    if counts:
+        listed = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in sorted(counts.items()))
+        logger.info("%s: %d files of other kinds are passed over (%s)", folder, counts.total(), listed)
 
 
 def _canonical(raw: pd.DataFrame, manifest: Path) -> pd.DataFrame:
@@ -187,6 +201,10 @@ class _Rows:
         if "file" not in table:
             table["file"] = table["slide"]
         self.complain(table.index[table["file"] == ""], "no file", "name the slide's file, or remove the row")
+        returns = table["file"].str.replace("\r\n", "\n", regex=False).str.contains("\r", regex=False)
+        self.complain(
+            table.index[returns], "a carriage return in the name, which CSV files do not keep", "rename the file"
+        )
         stems = table["file"].map(slide_stem)
         if "slide" not in table:
             table["slide"] = stems
@@ -205,7 +223,7 @@ class _Rows:
         self.complain(empty, "no patient", "name the patient in each row, or remove the column")
 
     def fill_labels(self, *, required: bool) -> None:
-        """Labels as text, "" where missing."""
+        """Labels as text, "" where missing. ``1`` and ``1.0`` would be two classes, and never are meant as two."""
         if "label" not in self.table:
             self.table["label"] = ""
             if required:
@@ -219,6 +237,7 @@ class _Rows:
                 lambda line: f"the label {labels[line]!r} reads as missing" if labels[line] else "no label",
                 "give the label or remove the row",
             )
+            self.problems += same_number_problems(labels, self.name)
         self.table["label"] = labels.where(~missing, "")
 
     def fill_splits(self, *, required: bool) -> None:
@@ -274,18 +293,20 @@ class _Rows:
             logger.warning("%d of %d rows are in no split of %s and are left out", unused.sum(), len(unused), path.name)
             self.table = self.table[~unused].copy()
 
-    def resolve(self, slides_dir: Path | None) -> None:
-        """``path``: the one slide that each ``file`` means."""
+    def resolve(self, slides_dir: Path | None, *, keep_missing: bool) -> None:
+        """``path``: the one slide that each ``file`` means; see `read_cohort` for ``keep_missing``."""
         if slides_dir is None:
             self.table["path"] = ""
             return
         folder = SlideFolder(slides_dir)
         candidates = {name: folder.find(name) for name in self.table["file"].unique() if name}
         lost = [name for name, paths in candidates.items() if not paths]
-        if len(lost) == len(candidates) and len(lost) > _LISTED_UNRESOLVED:
+        if lost and len(lost) == len(candidates) and (keep_missing or len(lost) > _LISTED_UNRESOLVED):
             what = f"none of the {len(lost)} files of {self.name} is there, {lost[0]} for one"
             self.problems.append(Problem(what, str(slides_dir), "give the folder of the slides with --slides"))
         else:
+            if keep_missing:
+                candidates |= {name: (slides_dir / name,) for name in lost}
             for line, name in zip(self.table.index, self.table["file"], strict=True):
                 if name and len(candidates[name]) != 1:
                     self.problems.append(_unresolved(folder, name, candidates[name], self.where(line)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from wholeslide.train.progress import progress_bar
 from wholeslide.train.run import Run
 from wholeslide.train.views import Entry, entries
 
+FOLDERS = ("predictions", "metrics")
 UNIT_FILES: dict[Literal["slide", "patient"], str] = {"slide": "slides", "patient": "patients"}
 
 
@@ -47,7 +49,7 @@ def evaluate_run(
         and ``stages``: for each stage's own classifier, from 1, its metrics.
 
     Raises:
-        RunError: no such run, checkpoint or split; the disk is full.
+        RunError: no such run, checkpoint or split; the run cannot be written; the disk is full.
         SlideError: slides cannot be read: all of them together, and nothing is written.
     """
     run = Run.open(run_dir)
@@ -56,6 +58,7 @@ def evaluate_run(
         raise RunError.single(
             f"no slide is in the split {split!r}", where=str(run_dir / "cohort.csv"), remedy="use --split test or valid"
         )
+    _check_writable(run)
     engine = trained_engine(run, entries(table), run.slide_config, memory=memory)
     problems: list[Problem] = []
 
@@ -81,6 +84,25 @@ def evaluate_run(
     return found
 
 
+def _check_writable(run: Run) -> None:
+    """See that the results can be kept, before they are computed.
+
+    Raises:
+        RunError: a folder of the run cannot be written.
+    """
+    for folder in (run.path / name for name in FOLDERS):
+        try:
+            folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise RunError.single(
+                f"the results cannot be written: {error.strerror or error}",
+                where=str(folder),
+                remedy="change its permissions, or evaluate a copy of the run that you may write",
+            ) from error
+
+
 def _score(final: pd.DataFrame, by_stage: pd.DataFrame, classes: Sequence[str], unit: str) -> dict[str, Any]:
     stages = []
     for stage in sorted(by_stage["stage"].unique()):
@@ -92,14 +114,12 @@ def _score(final: pd.DataFrame, by_stage: pd.DataFrame, classes: Sequence[str], 
 
 def _write(run: Run, split: str, final: pd.DataFrame, by_stage: pd.DataFrame, found: dict[str, Any]) -> None:
     """Files first, numbers last: where there are numbers, they have their predictions beside them."""
-    predictions = run.path / "predictions"
+    predictions, metrics = (run.path / name for name in FOLDERS)
     tables = {f"{split}.csv": final, f"{split}_by_stage.csv": by_stage}
     for unit, name in UNIT_FILES.items():
         tables[f"{split}_{name}.csv"] = aggregate(final, unit, run.classes, conflicting_labels="blank")
     with disk_errors(run.path):
-        predictions.mkdir(exist_ok=True)
-        (run.path / "metrics").mkdir(exist_ok=True)
         for name, table in tables.items():
             write_atomically(predictions / name, table.to_csv(index=False, lineterminator="\n").encode())
         text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
-        write_atomically(run.path / "metrics" / f"{split}.json", text.encode())
+        write_atomically(metrics / f"{split}.json", text.encode())

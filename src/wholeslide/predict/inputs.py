@@ -23,7 +23,7 @@ class Inputs:
 
 
 def find_inputs(paths: Sequence[Path], *, slides: Path | None = None) -> Inputs:
-    """The slides to predict, each once.
+    """The slides to predict, each once; where two manifests give two slides one name, they are named by their paths.
 
     Args:
         paths: Slides, folders that are searched for slides, and manifests (CSV; labels are not needed).
@@ -54,7 +54,9 @@ def find_inputs(paths: Sequence[Path], *, slides: Path | None = None) -> Inputs:
         return Inputs(pd.DataFrame(columns=list(COLUMNS)), tuple(missing))
     table = pd.concat([part.loc[:, list(COLUMNS)] for part in tables], ignore_index=True)
     repeated = table["path"].map(lambda path: Path(path).resolve()).duplicated()
-    return Inputs(table[~repeated].reset_index(drop=True), tuple(missing))
+    table = table[~repeated].reset_index(drop=True)
+    same_name = table["file"].duplicated(keep=False)
+    return Inputs(table.assign(file=table["file"].where(~same_name, table["path"])), tuple(missing))
 
 
 def _missing(path: Path) -> SlideError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ import pandas as pd
 from wholeslide.errors import Problem, WholeslideError
 from wholeslide.predict.engine import prefetch_bytes, trained_engine
 from wholeslide.predict.inputs import Inputs, find_inputs
-from wholeslide.predict.table import PredictionTable, Row, columns_of
+from wholeslide.predict.output import MadeWith, PredictionOutput
+from wholeslide.predict.table import Row, columns_of
 from wholeslide.slides.config import SlideConfig
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.inference import iterate_predictions
 from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
 from wholeslide.train.run import Run
+from wholeslide.train.survey import scale_oddities, working_scales
 from wholeslide.train.views import Entry, entries
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,18 @@ def predict(
     Args:
         run_dir: The run.
         inputs: Slides, folders that are searched for slides, and manifests without need of labels.
-        out: CSV that gets each row as soon as it is known; it is whole at every moment.
+        out: CSV that gets each row as soon as it is known; it is whole at every moment. What it was made with is kept
+            beside it, in ``<out>.made-with.json``.
         slides: Folder of the slides that manifests name; left out: each manifest's own folder.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
         memory: Most memory to use, as ``"8GiB"``; left out: the run's own plan.
-        resume: Go on with ``out``: what has a prediction there is skipped, what had an error is tried again.
+        resume: Go on with ``out``: what has a prediction there is skipped, what had an error is tried again. Slides are
+            told apart by their paths.
         on_row: Is given each row, the table's columns and the row's problems.
         quiet: No progress bar.
 
     Raises:
-        RunError: no such run or checkpoint; ``out`` exists, or is full.
+        RunError: no such run or checkpoint; ``out`` exists, or is full, or was not made with the same.
         CohortError: a manifest that cannot be used; nothing to predict.
         ConfigError: ``mpp_override`` is no scale; nothing fits into ``memory``.
     """
@@ -77,14 +84,15 @@ def predict(
         slide_config = dataclasses.replace(slide_config, mpp_override=mpp_override)
     columns = columns_of(run.classes)
     found = find_inputs(inputs, slides=slides)
+    _warn_of_scales(entries(found.table), slide_config)
     output, named = None, len(found.table)
     if out is not None:
-        output = PredictionTable.resume(out, columns) if resume else PredictionTable.create(out, columns)
-        found = _without(found, output.done)
+        output = PredictionOutput.open(out, columns, MadeWith.of(run, slide_config), resume=resume)
+        found = dataclasses.replace(found, table=output.lacking(found.table))
     engine = trained_engine(run, entries(found.table), slide_config, memory=memory) if len(found.table) else None
     ahead_bytes = prefetch_bytes(run, engine, memory) if engine is not None else 0
     if output is not None:
-        output.write()
+        output.begin()
     rows: list[Row] = []
     problems: list[Problem] = []
     count = len(found.table) + len(found.missing)
@@ -97,12 +105,15 @@ def predict(
             if on_row is not None:
                 on_row(row, columns, its_problems)
             progress.advance(note)
-    table = pd.DataFrame(rows, columns=list(columns))
-    return PredictResult(table, tuple(problems), skipped=named - len(found.table))
+    return PredictResult(pd.DataFrame(rows, columns=list(columns)), tuple(problems), named - len(found.table))
 
 
-def _without(found: Inputs, done: frozenset[str]) -> Inputs:
-    return dataclasses.replace(found, table=found.table[~found.table["file"].isin(done)].reset_index(drop=True))
+def _warn_of_scales(slides: Sequence[Entry], config: SlideConfig) -> None:
+    """Where pixels are taken as they are stored, slides may differ in scale; else all are read at one."""
+    if config.target_mpp is None:
+        remedy = "only slides of the scale that was trained on are judged as in training"
+        for oddity in scale_oddities(working_scales(slides, config), remedy=remedy):
+            logger.warning("%s", oddity)
 
 
 def _predictions(

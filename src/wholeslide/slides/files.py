@@ -24,7 +24,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(part_name(path.name))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -37,6 +37,11 @@ def write_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # nothing was written, or the folder itself is gone
             beside.unlink()
+
+
+def part_name(name: str) -> str:
+    """What a file is called until it is complete."""
+    return f".{name}.part"
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:

@@ -25,7 +25,8 @@ from wholeslide.errors import Problem, RunError, SlideError
 from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.content import slide_key
-from wholeslide.slides.files import cannot_write, write_atomically
+from wholeslide.slides.files import cannot_write, part_name, write_atomically
+from wholeslide.slides.lock import alone_in
 from wholeslide.slides.prepared import describe_prepared
 from wholeslide.slides.readers import Pixels
 from wholeslide.slides.working import WorkingSlide, open_working_slide
@@ -38,6 +39,7 @@ PYRAMID_STEP = 4
 SMALLEST_LEVEL_PX = 1024
 ESTIMATE_TILES = 48
 LARGEST_CLASSIC_BYTES = 2**31
+SPOOL_PREFIX = ".spool-"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def prepare(
 ) -> list[Prepared]:
     """Prepare slides into a folder, skipping those that are there; so an interrupted run goes on where it stopped.
 
+    What a killed run had begun is removed first.
+
     Args:
         rows: each slide's file, and its microns per pixel where the manifest gives them.
         cache: the folder, made where it is missing.
@@ -78,18 +82,20 @@ def prepare(
 
     Raises:
         SlideError: slides cannot be read; raised at the end, all of them together, when the others are done.
-        RunError: the disk is full or the folder cannot be written.
+        RunError: the disk is full, the folder cannot be written, or another process prepares slides into it.
     """
     done: list[Prepared] = []
     problems: list[Problem] = []
-    for path, mpp in rows:
-        try:
-            done.append(prepare_slide(path, cache, config, mpp=mpp, lossless=lossless))
-        except SlideError as error:
-            problems += error.problems
-            continue
-        if progress is not None:
-            progress(done[-1])
+    with alone_in(cache):
+        _remove_leftovers(cache)
+        for path, mpp in rows:
+            try:
+                done.append(prepare_slide(path, cache, config, mpp=mpp, lossless=lossless))
+            except SlideError as error:
+                problems += error.problems
+                continue
+            if progress is not None:
+                progress(done[-1])
     if problems:
         raise SlideError(problems)
     return done
@@ -110,7 +116,7 @@ def prepare_slide(
     slide = open_working_slide(path, config, mpp=mpp)
     try:
         _require_space(cache, out, estimate_prepared_bytes(slide, lossless=lossless))
-        with write_atomically(out) as beside, tempfile.TemporaryDirectory(dir=cache, prefix=".spool-") as spool:
+        with write_atomically(out) as beside, tempfile.TemporaryDirectory(dir=cache, prefix=SPOOL_PREFIX) as spool:
             _write_pyramid(slide, beside, Path(spool), describe_prepared(slide, config), lossless=lossless)
     finally:
         slide.close()
@@ -126,6 +132,14 @@ def estimate_prepared_bytes(slide: WorkingSlide, *, lossless: bool = False) -> i
     mean_bytes = sum(encoded) / sum(box.size.area for box in chosen)
     pyramid = 1 / (1 - 1 / PYRAMID_STEP**2)
     return int(mean_bytes * slide.whole_size.area * pyramid) + 4096
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Remove what a killed process had begun; no other process is at work in the cache."""
+    for beside in cache.glob(part_name("*.tif")):
+        beside.unlink()
+    for spool in cache.glob(f"{SPOOL_PREFIX}*"):
+        shutil.rmtree(spool)
 
 
 def _prepared_path(cache: Path, path: Path, config: SlideConfig, mpp: float | None) -> Path:

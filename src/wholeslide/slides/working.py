@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -188,6 +189,24 @@ def open_working_slide(path: Path, config: SlideConfig, *, mpp: float | None = N
         raise
 
 
+def read_working_mpp(path: Path, config: SlideConfig, *, mpp: float | None = None) -> Mpp | None:
+    """Microns per working pixel, told by the file's header alone; ``None`` where the file has no scale.
+
+    Raises:
+        SlideError: the file is missing, cannot be opened, or has no resolution that the configuration asks for.
+    """
+    with closing(open_slide(path)) as reader:
+        prepared = read_prepared(reader, config)
+        if prepared is not None:
+            return prepared.working_mpp
+        l0_mpp = resolve_l0_mpp(reader, config, mpp)
+        return _working_mpp(l0_mpp, working_sampling(reader, config, l0_mpp))
+
+
+def _working_mpp(l0_mpp: Mpp | None, sampling: Sampling) -> Mpp | None:
+    return Mpp(l0_mpp.x * sampling.downsample_x, l0_mpp.y * sampling.downsample_y) if l0_mpp else None
+
+
 def _open(reader: SlideReader, config: SlideConfig, mpp: float | None) -> WorkingSlide:
     check_readable(reader)
     prepared = read_prepared(reader, config)
@@ -195,7 +214,7 @@ def _open(reader: SlideReader, config: SlideConfig, mpp: float | None) -> Workin
         return _open_prepared(reader, prepared)
     l0_mpp = resolve_l0_mpp(reader, config, mpp)
     sampling = working_sampling(reader, config, l0_mpp)
-    working_mpp = Mpp(l0_mpp.x * sampling.downsample_x, l0_mpp.y * sampling.downsample_y) if l0_mpp else None
+    working_mpp = _working_mpp(l0_mpp, sampling)
     background = config.background
     if background == "auto":
         background = "keep" if reader.is_plain_image else "constant"

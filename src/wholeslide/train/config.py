@@ -78,7 +78,7 @@ class TrainConfig:
             fold, as `wholeslide split --folds` writes it.
         fractions: Shares of the training, validation and test split, drawn if the manifest has no split.
         seed: Seed of every draw: the split, new layers, the order of slides, augmentation, regions, dropout.
-        on_unreadable: stop at slides that cannot be read, or exclude and list them.
+        on_unreadable: stop at slides that are missing or cannot be read, or exclude and list them.
         lr: Learning rate of the backbone.
         head_lr: Learning rate of classifiers and decoders; left out: twice lr.
         weight_decay: AdamW's weight decay.

@@ -6,7 +6,7 @@ import csv
 import importlib
 import importlib.util
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,27 +66,31 @@ class CsvLog:
         Raises:
             RunError: the disk is full.
         """
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
-        if not self.path.exists():
-            writer.writeheader()
-        writer.writerow(row)
+        header = [] if self.path.exists() else [list(row)]
         with disk_errors(self.path), self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
+            file.write(_csv_text([*header, list(row.values())]))
 
     def keep(self, column: str, last: int) -> None:
         """Drop the rows whose ``column`` is above ``last``, and a row that a kill cut off."""
         if not self.path.exists():
             return
-        content = self.path.read_text(encoding="utf-8")
-        header, *lines = content[: content.rfind("\n") + 1].splitlines(keepends=True) or [""]
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1].decode("utf-8")
+        header, *rows = list(csv.reader(io.StringIO(whole, newline=""))) or [[]]
         if not header:
             self.path.unlink()
             return
-        at = next(csv.reader([header])).index(column)
-        kept = [line for line in lines if int(next(csv.reader([line]))[at]) <= last]
+        at = header.index(column)
+        # A row that was cut off at a line break inside a name is shorter than the header.
+        kept = [row for row in rows if len(row) == len(header) and int(row[at]) <= last]
         with disk_errors(self.path):
-            write_atomically(self.path, "".join([header, *kept]).encode())
+            write_atomically(self.path, _csv_text([header, *kept]).encode())
+
+
+def _csv_text(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def make_loggers(names: Sequence[str], folder: Path, *, run_name: str, first_step: int) -> list[Logger]:

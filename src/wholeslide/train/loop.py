@@ -7,7 +7,9 @@ import logging
 from lightning.fabric import Fabric
 
 from wholeslide.cohort.manifest import Cohort
+from wholeslide.errors import SlideError
 from wholeslide.model.network import LocalNetwork
+from wholeslide.slides.lock import alone_in
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 from wholeslide.train.config import TrainConfig
@@ -32,24 +34,25 @@ def train(config: TrainConfig) -> Run:
         The finished run.
 
     Raises:
-        WholeslideError: what the user can mend, all of an input's problems together.
+        WholeslideError: what the user can mend, all of an input's problems together; where a slide can no longer be read,
+            the state is saved.
         Interrupted: SIGINT or SIGTERM came; the state is saved, and ``exit_status`` is 130 or 143.
     """
     config = config.with_absolute_paths()
-    if _goes_on(config):
-        run, cohort = open_resumed(config)
-        with disk_errors(run.path):
+    prepared = None if _goes_on(config) else prepare_run(config)
+    for line in describe(prepared) if prepared is not None else ():
+        logger.info("%s", line)
+    with alone_in(config.out):
+        # Another process may have begun a run here while the slides were checked.
+        if prepared is None or claim_folder(config.out, resume=config.resume) == "resume":
+            run, cohort = open_resumed(config)
             run.seal()
-        network = run.build_network(pretrained=False)
-        begun = run.checkpoints.pointer("last").state
-    else:
-        prepared = prepare_run(config)
-        for line in describe(prepared):
-            logger.info("%s", line)
-        run, cohort, network = _create(prepared), prepared.cohort, prepared.network
-        begun = None
-    with watch_signals() as watch:
-        _fit(run, cohort, network, begun, watch)
+            network = run.build_network(pretrained=False)
+            begun = run.checkpoints.pointer("last").state
+        else:
+            run, cohort, network, begun = _create(prepared), prepared.cohort, prepared.network, None
+        with watch_signals() as watch:
+            _fit(run, cohort, network, begun, watch)
     return run
 
 
@@ -117,8 +120,11 @@ def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | Non
     try:
         trainer.fit()
     except Interrupted as interruption:
-        trainer.save()
         logger.warning("%s: saved after step %d, go on with --resume", interruption, trainer.state.step)
+        raise
+    except SlideError:
+        trainer.save()
+        logger.warning("saved after step %d, go on with --resume when it is mended", trainer.state.step)
         raise
     finally:
         history.close()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from wholeslide.cohort.splits import write_split
 from wholeslide.errors import RunError
 from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.lock import LOCK_NAME
 from wholeslide.streaming.plan import Plan
 from wholeslide.train.checkpoint import (
     FORMAT_VERSION,
@@ -74,7 +74,7 @@ class Run:
         """Make the directory and everything in it but ``config.yaml``, which :meth:`seal` writes last.
 
         Raises:
-            RunError: the disk is full, or the folder cannot be written.
+            RunError: the disk is full.
         """
         run = cls(
             path=config.out,
@@ -85,7 +85,7 @@ class Run:
             plan=plan,
             versions=current_versions(),
         )
-        with _writable(run.path), disk_errors(run.path):
+        with disk_errors(run.path):
             for name in FOLDERS:
                 (run.path / name).mkdir(parents=True, exist_ok=True)
             write_split(cohort, run.path / "cohort.csv")
@@ -209,7 +209,7 @@ def claim_folder(out: Path, *, resume: bool) -> Literal["new", "resume"]:
     """
     if out.exists() and not out.is_dir():
         raise RunError.single("a file is in the way", where=str(out), remedy="give another --out")
-    held = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    held = {entry.name for entry in out.iterdir()} - {LOCK_NAME} if out.is_dir() else set()
     if not held:
         return "new"
     if resume and "config.yaml" in held:
@@ -232,15 +232,4 @@ def _read_plan(path: Path) -> Plan:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError.single(
             "plan.json is missing or damaged", where=str(path), remedy="put back a copy of it, or train again"
-        ) from error
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """Say in the user's words that a folder cannot be written."""
-    try:
-        yield
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise RunError.single(
-            f"cannot write here, {error.strerror}", where=str(path), remedy="give an --out that you may write"
         ) from error

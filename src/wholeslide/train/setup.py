@@ -195,7 +195,8 @@ def _check_memory(memory: str | None) -> None:
 
 def _read_cohort(config: TrainConfig) -> Cohort:
     """The manifest, with its own split or that of ``--fold``, if there is one."""
-    cohort = read_cohort(config.manifest, config.slides, splits_csv=config.splits_csv)
+    keep_missing = config.on_unreadable == "exclude"  # left out with what cannot be read
+    cohort = read_cohort(config.manifest, config.slides, splits_csv=config.splits_csv, keep_missing=keep_missing)
     if config.fold is not None:
         return split_by_fold(cohort, config.fold)
     if "fold" in cohort.table and not cohort.has_splits:

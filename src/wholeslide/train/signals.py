@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,9 +26,14 @@ class SignalWatch:
     """Turns SIGINT and SIGTERM into :class:`Interrupted`, raised only where nothing can be left half done.
 
     Between :meth:`interruptible` blocks a signal is remembered, and raised by the next block or :meth:`check`.
+
+    Attributes:
+        before_leaving: called before :class:`Interrupted` is raised, and so before anything that the blocks have under
+            way is ended, which may take long. Another signal does not interrupt it.
     """
 
     def __init__(self) -> None:
+        self.before_leaving: Callable[[], None] | None = None
         self._received: int | None = None
         self._open = False
 
@@ -38,7 +44,7 @@ class SignalWatch:
             Interrupted: one came.
         """
         if self._received is not None:
-            raise Interrupted(self._received)
+            self._leave(self._received)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -55,7 +61,12 @@ class SignalWatch:
         self._received = signal_number
         if self._open:
             self._open = False
-            raise Interrupted(signal_number)
+            self._leave(signal_number)
+
+    def _leave(self, signal_number: int) -> NoReturn:
+        if self.before_leaving is not None:
+            self.before_leaving()
+        raise Interrupted(signal_number)
 
 
 @contextmanager

@@ -6,17 +6,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from wholeslide.errors import WholeslideError
-from wholeslide.geometry import Box, Size
+from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import AugmentationConfig, SlideConfig
 from wholeslide.slides.readers import unreadable
-from wholeslide.slides.working import WorkingSlide
+from wholeslide.slides.working import WorkingSlide, read_working_mpp
 from wholeslide.train.progress import progress_bar
 from wholeslide.train.views import Entry, open_slide_of
 
@@ -52,8 +52,7 @@ def survey(
         try:
             with closing(open_slide_of(entry, config, cache)) as slide:
                 one_colour = _probe(slide)
-                mpp = None if slide.working_mpp is None else math.sqrt(slide.working_mpp.x * slide.working_mpp.y)
-                return SlideFacts(slide.size, slide.tissue_fraction, mpp, one_colour)
+                return SlideFacts(slide.size, slide.tissue_fraction, _one_scale(slide.working_mpp), one_colour)
         except WholeslideError as error:
             return error
         except OSError as error:
@@ -71,16 +70,42 @@ def survey(
 def oddities(facts: Mapping[str, SlideFacts]) -> list[str]:
     """What is allowed, but seldom meant: scales that differ, and slides that show nothing. Keys are files."""
     found = [f"{file} has one colour wherever it was looked at" for file, fact in facts.items() if fact.one_colour]
-    scales = sorted((fact.mpp, file) for file, fact in facts.items() if fact.mpp is not None)
+    return found + scale_oddities(
+        {file: fact.mpp for file, fact in facts.items()}, remedy="give one for all with --mpp"
+    )
+
+
+def working_scales(entries: Sequence[Entry], config: SlideConfig) -> dict[str, float | None]:
+    """By file the microns per working pixel, told by the files' headers alone.
+
+    Slides that cannot be opened are passed over: they are reported when it is their turn.
+    """
+    found: dict[str, float | None] = {}
+    for entry in entries:
+        with suppress(WholeslideError, OSError):
+            found[entry.file] = _one_scale(read_working_mpp(entry.path, config, mpp=entry.mpp))
+    return found
+
+
+def scale_oddities(mpp_of_file: Mapping[str, float | None], *, remedy: str) -> list[str]:
+    """Working scales that differ, and files without one among others, from the microns per working pixel of each file."""
+    found = []
+    scales = sorted((mpp, file) for file, mpp in mpp_of_file.items() if mpp is not None)
     if scales and scales[-1][0] > SCALES_DIFFER * scales[0][0]:
         (finest, fine), (coarsest, coarse) = scales[0], scales[-1]
         found.append(
             f"slides differ {coarsest / finest:.1f}-fold in scale, from {finest:.3g} µm per pixel ({fine}) to {coarsest:.3g} "
-            f"({coarse}): give one for all with --mpp"
+            f"({coarse}): {remedy}"
         )
-    if scales and len(scales) < len(facts):
-        found.append(f"{len(facts) - len(scales)} of {len(facts)} slides have no scale, and the others have")
+    if scales and len(scales) < len(mpp_of_file):
+        found.append(
+            f"{len(mpp_of_file) - len(scales)} of {len(mpp_of_file)} slides have no scale, and the others have"
+        )
     return found
+
+
+def _one_scale(mpp: Mpp | None) -> float | None:
+    return None if mpp is None else math.sqrt(mpp.x * mpp.y)
 
 
 def _probe(slide: WorkingSlide) -> bool:

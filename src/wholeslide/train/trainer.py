@@ -92,6 +92,7 @@ class Trainer:
         )
         self._begin(LoopState(stage=1 if self.config.schedule == "sequential" else 0))
         self._saved_at = time.monotonic()
+        watch.before_leaving = self.save
 
     @property
     def trained_stages(self) -> list[int]:
@@ -126,9 +127,9 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            Interrupted: a signal came; nothing is lost if :meth:`save` is called now.
+            Interrupted: a signal came, and the state was saved.
             RunError: a loss is not finite, the disk is full.
-            SlideError: a slide can no longer be read.
+            SlideError: a slide can no longer be read; nothing is lost if :meth:`save` is called now.
         """
         while not self.stage_done or self._next_stage():
             self._train_epoch()
