@@ -26,6 +26,7 @@ from wholeslide.streaming.execution import Execution, Precision
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.reference import WholeEngine
 from wholeslide.streaming.step import StepResult
+from wholeslide.streaming.stores import StorePlace
 
 CPU = torch.device("cpu")
 DRAWS = Draws(seed=5, epoch=1, slide="a.svs")
@@ -121,10 +122,11 @@ def plan_for(
     kept_px: int = 0,
     channels_last: bool = False,
     elide: bool = True,
+    store: StorePlace = "host",
 ) -> Plan:
     parts = network.depth + 1
     sides, kept = (tile_px,) * parts, (kept_px,) * parts
-    return Plan(Execution(precision, channels_last), "host", sides, kept, Size(1, 1), elide=elide)
+    return Plan(Execution(precision, channels_last), store, sides, kept, Size(1, 1), elide=elide)
 
 
 def streaming(network: LocalNetwork, tile_px: int, precision: Precision = "fp64", **choices: Any) -> StreamingEngine:

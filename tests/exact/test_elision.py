@@ -49,7 +49,7 @@ def painted(shape: str, size: Size, background: np.ndarray | None = BACKGROUND) 
     return ArrayView(pixels.astype(np.float32), background)
 
 
-def run(network: LocalNetwork, view: Any, tile_px: int, *, kept_px: int = 0, elide: bool = True) -> tuple[Any, ...]:
+def run(network: LocalNetwork, view: Any, tile_px: int, **choices: Any) -> tuple[Any, ...]:
     """A step's result and gradients, and the share of each stage's grid that was computed."""
     shares: list[float] = []
     made = StagePass.__init__
@@ -61,18 +61,20 @@ def run(network: LocalNetwork, view: Any, tile_px: int, *, kept_px: int = 0, eli
     network.zero_grad()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StagePass, "__init__", noted)
-        plan = plan_for(network, tile_px, kept_px=kept_px, elide=elide)
+        plan = plan_for(network, tile_px, **choices)
         result = StreamingEngine(network, plan, CPU).step(view, 1, DRAWS)
     return result, gradients_of(network), shares
 
 
-@pytest.mark.parametrize("kept_px", [0, 10**9], ids=["recomputed", "kept"])
+@pytest.mark.parametrize(
+    "choices", [{}, {"kept_px": 10**9}, {"kept_px": 4 * 10**5, "store": "disk"}], ids=["recomputed", "kept", "disk"]
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_background_that_is_computed_once_changes_nothing(shape: str, kept_px: int) -> None:
+def test_background_that_is_computed_once_changes_nothing(shape: str, choices: dict[str, Any]) -> None:
     network = build("resnet_tiny", 8, reconstruction_region_px=160).double()
     view = painted(shape, Size(1403, 1207))
     step = Oracle(network).step(view.pixels_hwc, 1, DRAWS)
-    result, gradients, shares = run(network, view, 90, kept_px=kept_px)
+    result, gradients, shares = run(network, view, 90, **choices)
     assert output_error(result, step) <= EXACT
     assert gradient_error(gradients, step.gradients) <= EXACT
     assert len(shares) == 8

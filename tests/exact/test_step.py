@@ -24,6 +24,7 @@ from oracle import Oracle, OracleStep
 from wholeslide.draws import Draws
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.stores import StorePlace
 
 EXACT = 1e-9
 
@@ -98,11 +99,13 @@ def without_gradients(reference: Reference) -> Iterator[None]:
     reference.network.zero_grad()
 
 
-@pytest.mark.parametrize("engine_name", ["recomputed", "partly kept", "whole"])
+@pytest.mark.parametrize("engine_name", ["recomputed", "partly kept", "disk", "whole"])
 def test_engine_equals_the_independent_statement(reference: Reference, engine_name: str) -> None:
     case, network, view = reference.case, reference.network, random_view(Size.parse(reference.case.size))
     if engine_name != "whole":
-        engine = streaming(network, case.tile_px, kept_px=0 if engine_name == "recomputed" else view.size.area // 2)
+        store: StorePlace = "disk" if engine_name == "disk" else "host"
+        kept_px = view.size.area // 2 if engine_name == "partly kept" else 0
+        engine = streaming(network, case.tile_px, kept_px=kept_px, store=store)
         assert_not_vacuous(engine, view.size, axes=case.axes)
         result = engine.step(view, 1, DRAWS)
     else:

@@ -9,20 +9,29 @@ from hypothesis import strategies as st
 
 from wholeslide.geometry import Box, Size
 from wholeslide.streaming import stores
-from wholeslide.streaming.stores import FeatureStore, open_store
+from wholeslide.streaming.stores import FeatureStore, StorePlace, open_store
 
 CPU = torch.device("cpu")
 
 
-def empty(dtype: torch.dtype = torch.float32) -> FeatureStore:
-    return open_store("host", Size(7, 5), 3, dtype=dtype, device=CPU)
+PLACES: list[StorePlace] = ["host", "device", "disk"]
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> StorePlace:
+    chosen: StorePlace = request.param
+    return chosen
+
+
+def empty(place: StorePlace, dtype: torch.dtype = torch.float32) -> FeatureStore:
+    return open_store(place, Size(7, 5), 3, dtype=dtype, device=CPU)
 
 
 @settings(max_examples=60, deadline=None)
-@given(cut_x=st.integers(0, 7), cut_y=st.integers(0, 5), data=st.data())
-def test_what_tiles_write_regions_read(cut_x: int, cut_y: int, data: st.DataObject) -> None:
+@given(place=st.sampled_from(PLACES), cut_x=st.integers(0, 7), cut_y=st.integers(0, 5), data=st.data())
+def test_what_tiles_write_regions_read(place: StorePlace, cut_x: int, cut_y: int, data: st.DataObject) -> None:
     x = torch.randn(1, 3, 5, 7)
-    store = empty()
+    store = empty(place)
     for left, right in ((0, cut_x), (cut_x, 7)):
         for top, bottom in ((0, cut_y), (cut_y, 5)):
             store.write(Box.from_edges(left, top, right, bottom), x[:, :, top:bottom, left:right])
@@ -33,9 +42,9 @@ def test_what_tiles_write_regions_read(cut_x: int, cut_y: int, data: st.DataObje
     assert torch.equal(found, x[:, :, box.top : box.bottom, box.left : box.right])
 
 
-def test_a_read_is_a_copy() -> None:
+def test_a_read_is_a_copy(place: StorePlace) -> None:
     """Stages may work in place on what they read."""
-    store = empty()
+    store = empty(place)
     everything = Box.covering(store.size)
     store.write(everything, torch.ones(1, 3, 5, 7))
     store.read(everything).zero_()
@@ -45,8 +54,8 @@ def test_a_read_is_a_copy() -> None:
     assert torch.equal(store.read(part), torch.ones(1, 3, 2, 7))
 
 
-def test_features_are_rounded_to_the_stores_type() -> None:
-    store = empty(dtype=torch.bfloat16)
+def test_features_are_rounded_to_the_stores_type(place: StorePlace) -> None:
+    store = empty(place, torch.bfloat16)
     store.write(Box.covering(store.size), torch.full((1, 3, 5, 7), 1.001))
     found = store.read(Box(0, 0, 1, 1))
     assert found.dtype == torch.bfloat16
@@ -54,30 +63,25 @@ def test_features_are_rounded_to_the_stores_type() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "item_bytes"), [(torch.bfloat16, 2), (torch.float32, 4), (torch.float64, 8)])
-def test_bytes_and_their_return(dtype: torch.dtype, item_bytes: int) -> None:
-    store = empty(dtype=dtype)
+def test_bytes_and_their_return(place: StorePlace, dtype: torch.dtype, item_bytes: int) -> None:
+    store = empty(place, dtype)
     assert store.nbytes == 0
     store.write(Box(0, 0, 7, 4), torch.zeros(1, 3, 4, 7))
     assert store.nbytes == 7 * 4 * 3 * item_bytes
     store.close()
+    store.close()
     assert store.nbytes == 0
 
 
-def test_store_on_the_device() -> None:
-    store = open_store("device", Size(2, 2), 1, dtype=torch.float32, device=CPU)
-    store.write(Box(0, 0, 2, 2), torch.ones(1, 1, 2, 2))
-    assert store.read(Box(1, 1, 1, 1)).item() == 1
-
-
-def test_a_read_is_channels_last_in_every_stride() -> None:
+def test_a_read_is_channels_last_in_every_stride(place: StorePlace) -> None:
     """Convolutions look at the batch's stride, too: where it does not fit, they run channels first."""
-    store = empty()
+    store = empty(place)
     store.write(Box.covering(store.size), torch.zeros(1, 3, 5, 7))
     assert store.read(Box(1, 1, 4, 3)).stride() == (4 * 3 * 3, 1, 4 * 3, 3)
 
 
-def test_cells_that_no_tile_wrote_are_the_constant() -> None:
-    store = empty()
+def test_cells_that_no_tile_wrote_are_the_constant(place: StorePlace) -> None:
+    store = empty(place)
     store.constant_c = torch.tensor([1.0, 2.0, 3.0])
     x = torch.randn(1, 3, 2, 4)
     store.write(Box(3, 1, 4, 2), x)
@@ -89,7 +93,16 @@ def test_cells_that_no_tile_wrote_are_the_constant() -> None:
 
 def test_tiles_of_many_pages_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "_PAGE_BYTES", 100)
-    store, x = empty(), torch.randn(1, 3, 5, 7)
+    store, x = empty("host"), torch.randn(1, 3, 5, 7)
     for top in range(5):
         store.write(Box(0, top, 7, 1), x[:, :, top : top + 1])
     assert torch.equal(store.read(Box.covering(store.size)), x)
+
+
+def test_regions_come_in_order(place: StorePlace) -> None:
+    store, x = empty(place), torch.randn(1, 3, 5, 7)
+    store.write(Box.covering(store.size), x)
+    boxes = [Box(column, row, 3, 2) for row in range(4) for column in range(5)]
+    for box, found in zip(boxes, store.regions(boxes), strict=True):
+        assert torch.equal(found, x[:, :, box.top : box.bottom, box.left : box.right])
+    assert list(store.regions([])) == []

@@ -71,7 +71,7 @@ def _combinations(config: MemoryBenchConfig) -> Iterable[dict[str, Any]]:
     sizes = [Size.parse(text) for text in config.sizes.split(",")]
     methods = _choices("methods", config.methods, ("local", "end-to-end"))
     modes = _choices("modes", config.modes, ("streamed", "whole"))
-    stores = _choices("stores", config.stores, ("host", "device"))
+    stores = _choices("stores", config.stores, ("host", "device", "disk"))
     networks = [("local", int(k)) for k in _choices("stages", config.stages, None) if "local" in methods]
     networks += [("end-to-end", 1)] * ("end-to-end" in methods)
     for size, (method, stages), mode, store in itertools.product(sizes, networks, modes, stores):

@@ -43,7 +43,7 @@ def measure(case: MemoryCase) -> dict[str, Any]:
         seed=case.seed,
     )
     redraw_weights(network, case.seed)
-    store = "device" if case.store == "device" else "host"
+    store = "host" if case.store == "none" else case.store
     config = StreamingConfig(memory=case.memory, store=store, precision=case.dtype)  # type: ignore[arg-type]
     plan = make_plan(network, Size(case.width, case.height), config, device)
     engine = _engine(network, plan, case.mode, device)

@@ -39,12 +39,16 @@ def trained_engine(
     network = run.load_network("best")
     device = device_of(run.config.accelerator)
     network.to(device)
+    folder = run.config.store_dir
+    if folder is not None and not folder.is_dir():
+        folder = None  # another machine than the one it was trained on
     if memory is None:
-        return StreamingEngine(network, run.plan, device)
+        return StreamingEngine(network, run.plan, device, store_folder=folder)
     store, precision = run.config.store, run.plan.execution.precision
     config = StreamingConfig(memory=memory, store=store, precision=precision)
     largest = largest_size(slides, slide_config)
-    return StreamingEngine(network, make_plan(network, largest, config, device, training=False), device)
+    plan = make_plan(network, largest, config, device, training=False)
+    return StreamingEngine(network, plan, device, store_folder=folder)
 
 
 def prefetch_bytes(run: Run, engine: StreamingEngine, memory: str | None) -> int:

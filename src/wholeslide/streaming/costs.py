@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class TileCost:
 
     ``graph_bytes_per_px`` stay between the two passes where the tile is kept, ``flight_bytes_per_px`` come on top while it is
     computed. ``weight_bytes`` are shared by all tiles: the folded weights, their casts and their gradients. A tile's side is a
-    multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window.
+    multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window. ``read_bytes_per_px`` of features come in, and
+    ``written_bytes_per_px`` go out.
     """
 
     graph_bytes_per_px: float
@@ -44,6 +45,13 @@ class TileCost:
     weight_bytes: int
     step_px: int
     halo_px: int
+    read_bytes_per_px: float = 0.0
+    written_bytes_per_px: float = 0.0
+
+    def with_disk_buffers(self) -> TileCost:
+        """The same where features are on disk: a window is read ahead, and two tiles are about to be written."""
+        buffers_bytes = self.read_bytes_per_px + 2 * self.written_bytes_per_px
+        return replace(self, flight_bytes_per_px=self.flight_bytes_per_px + buffers_bytes)
 
     def graph_bytes(self, window_px: int) -> int:
         """Of windows of so many pixels together."""
@@ -100,6 +108,8 @@ def tile_cost(
         weight_bytes=weights.own_bytes,
         step_px=part.stride * (network.head(number).kernel if number else 1),
         halo_px=halo_cells * part.stride,
+        read_bytes_per_px=part.in_channels * execution.store_dtype.itemsize / cell_px**2 if number else 0.0,
+        written_bytes_per_px=part.out_channels * execution.store_dtype.itemsize / part.stride**2,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from wholeslide.draws import Draws
 from wholeslide.errors import ConfigError
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.background import PixelSource, VaryingPixels
+from wholeslide.streaming.disk_store import folder_for_features
 from wholeslide.streaming.objective import StageObjective
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stage_pass import StagePass, StageStep
@@ -39,14 +41,21 @@ class StreamingEngine:
         network: moved to ``device`` and to the plan's parameter type in place.
         plan: tile sizes, precision, layout and store.
         device: where tiles are computed.
+        store_folder: where features are kept if the plan wants them on disk; by default with other temporary files.
+
+    Raises:
+        ConfigError: features are to be kept on disk, and the folder does not serve.
     """
 
-    def __init__(self, network: LocalNetwork, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, network: LocalNetwork, plan: Plan, device: torch.device, *, store_folder: Path | None = None
+    ) -> None:
         fix_thresholds()
         self.network = network.to(device=device, dtype=plan.execution.parameter_dtype)
         self.network.train()
         self.plan, self.device = plan, device
-        self.runner = TileRunner(self.network, plan, device)
+        folder = folder_for_features(store_folder) if plan.store == "disk" else None
+        self.runner = TileRunner(self.network, plan, device, folder)
 
     def step(
         self,
@@ -153,8 +162,7 @@ class StreamingEngine:
         """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
         work = StagePass(self.runner, number, x_previous, varying, trained=False)
         with torch.no_grad():
-            for tile in work.everything:
-                own_bchw = work.run_tile(tile)
+            for tile, own_bchw in work.run(work.everything):
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
         return work
 

@@ -10,6 +10,8 @@ from wholeslide.errors import RunError
 from wholeslide.geometry import Size
 from wholeslide.streaming.execution import Execution
 
+_PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -23,7 +25,7 @@ class Plan:
     """
 
     execution: Execution
-    store: Literal["device", "host"]
+    store: Literal["device", "host", "disk"]
     tile_px: tuple[int, ...]
     kept_px: tuple[int, ...]
     largest: Size
@@ -69,7 +71,7 @@ class Plan:
         kept = ", ".join(f"{px / 1e6:.3g}" for px in self.kept_px[1:])
         tiles = ", ".join(str(side) for side in self.tile_px)
         return [
-            f"arithmetic {execution.precision}, {layout}; features between stages in {self.store} memory",
+            f"arithmetic {execution.precision}, {layout}; features between stages {_PLACES[self.store]}",
             f"tiles of at most {tiles} px a side (stem, stages 1 to {len(self.tile_px) - 1})",
             f"graphs of {kept} megapixels are kept, and not computed twice",
             f"largest view {self.largest}: about {self.predicted_peak_bytes / 2**30:.2f} GiB above the process's baseline",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
+import psutil
 import torch
 
 from wholeslide.errors import ConfigError
@@ -15,7 +15,7 @@ from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.costs import TileCost, decoder_bytes, gradient_bytes, tile_cost
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.plan import Plan
-from wholeslide.streaming.stores import largest_store_bytes, store_bytes
+from wholeslide.streaming.stores import StorePlace, largest_store_bytes, store_bytes
 from wholeslide.streaming.timings import remembered_execution
 
 #: Memory for tiles and graphs where the user names no limit.
@@ -82,20 +82,26 @@ def make_plan(
         network = network.double()
     execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
-    place, freed_bytes = _place(config, network, largest, execution, device), _freed_bytes(config, device)
-    counted = place == "device" or device.type == "cpu"  # a GPU's budget has nothing to do with stores in host memory
+    held_bytes = process_bytes(network, device, training=training)
+    place = _place(config, network, largest, execution, device, held_bytes)
+    freed_bytes = _freed_bytes(config, device)
+    # A GPU's budget has nothing to do with stores in host memory, and neither has the disk.
+    counted = place == "device" or (place == "host" and device.type == "cpu")
+    costs = [tile_cost(network, number, execution, device, training=training) for number in range(network.depth + 1)]
+    if place == "disk" and device.type == "cpu":
+        costs = [cost.with_disk_buffers() for cost in costs]
     stages = [
         _StageNeeds(
-            cost=tile_cost(network, number, execution, device, training=training),
+            cost=cost,
             view=largest,
             stores_bytes=store_bytes(network, largest, number, execution) if counted else 0,
             gradients_bytes=gradient_bytes(network) if training else 0,
             freed_bytes=min(freed_bytes, _LIMITED_FREED_BYTES),
             decoder_bytes=decoder_bytes(network, number, largest, execution) if training else 0,
         )
-        for number in range(network.depth + 1)
+        for number, cost in enumerate(costs)
     ]
-    choices = _choices(stages, config, device, process_bytes(network, device, training=training))
+    choices = _choices(stages, config, device, held_bytes)
     trained = list(zip(stages, choices, strict=True))[1:]
     twice = sum(stage.computed_twice(choice) for stage, choice in trained) / len(trained)
     return Plan(
@@ -251,12 +257,23 @@ def process_bytes(network: LocalNetwork, device: torch.device, *, training: bool
 
 
 def _place(
-    config: StreamingConfig, network: LocalNetwork, largest: Size, execution: Execution, device: torch.device
-) -> Literal["device", "host"]:
+    config: StreamingConfig,
+    network: LocalNetwork,
+    largest: Size,
+    execution: Execution,
+    device: torch.device,
+    held_bytes: int,
+) -> StorePlace:
+    """The first place that leaves at least half of the memory to the tiles."""
     if config.store != "auto":
         return config.store
-    if device.type != "cuda":
-        return "host"
-    named = config.memory is not None and config.memory != "smallest"
-    limit_bytes = parse_memory(str(config.memory)) if named else torch.cuda.mem_get_info(device)[0]
-    return "device" if 2 * largest_store_bytes(network, largest, execution) < limit_bytes else "host"
+    stores_bytes, named = largest_store_bytes(network, largest, execution), config.memory not in (None, "smallest")
+    if device.type == "cuda":
+        limit_bytes = parse_memory(str(config.memory)) if named else torch.cuda.mem_get_info(device)[0]
+        if 2 * stores_bytes < limit_bytes:
+            return "device"
+    elif config.memory == "smallest":
+        return "disk"
+    on_cpu = named and device.type == "cpu"
+    room_bytes = parse_memory(str(config.memory)) - held_bytes if on_cpu else psutil.virtual_memory().total // 2
+    return "host" if 2 * stores_bytes < room_bytes else "disk"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -55,9 +56,14 @@ class StagePass:
         """The lone tile, where there is one, and the others."""
         return self.tiles if self.lone is None else [self.lone, *self.tiles]
 
-    def run_tile(self, tile: Tile) -> Tensor:
-        """The cells of x_k that a tile owns."""
-        return self._runner.run(self.weights, self._window(tile), tile)
+    def run(self, tiles: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+        """Each tile and the cells of x_k that it owns, in this order; a lone tile comes first."""
+        if tiles and tiles[0] is self.lone:
+            yield self.lone, self._runner.run(self.weights, self._constant_window(self.lone), self.lone)
+            tiles = tiles[1:]
+        windows = self.x_previous.regions(tile.cell_window for tile in tiles)
+        for tile, window_bchw in zip(tiles, windows, strict=True):
+            yield tile, self._runner.run(self.weights, window_bchw, tile)
 
     def grid(self, own_bchw: Tensor) -> Tensor:
         """The part of z above a tile's own cells."""
@@ -80,13 +86,10 @@ class StagePass:
         box, share_nc = self._grid_box(tile), z_gradient_nc[self._rows_of(tile)]
         return share_nc.T.view(1, -1, box.height, box.width) if len(share_nc) else None
 
-    def _window(self, tile: Tile) -> Tensor:
-        if tile is not self.lone:
-            return self.x_previous.read(tile.cell_window)
-        assert self.x_previous.constant_c is not None
-        return self.x_previous.constant_c[None, :, None, None].expand(
-            1, -1, tile.cell_window.height, tile.cell_window.width
-        )
+    def _constant_window(self, tile: Tile) -> Tensor:
+        constant_c, size = self.x_previous.constant_c, tile.cell_window.size
+        assert constant_c is not None
+        return constant_c[None, :, None, None].expand(1, -1, size.height, size.width)
 
     def _rows_of(self, tile: Tile) -> slice:
         """Of z; the lone tile, which may look like one of the others, has the last one, or none."""
@@ -131,20 +134,20 @@ class StageStep:
         work = self._work
         recomputed, kept = self._share_out()
         with torch.no_grad():
-            for tile in recomputed:
-                work.keep(*self._graph(tile))
+            for graph in self._graphs(recomputed):
+                work.keep(*graph)
         graphs = []
-        for tile in kept:
-            graphs.append(self._graph(tile))
-            work.keep(*graphs[-1])
+        for graph in self._graphs(kept):
+            graphs.append(graph)
+            work.keep(*graph)
         if observer is not None:
             observer(self._objective.number, work.x, work.layout.whole(work.z_nc))
         z_gradient = self._classify()
         regions, x_gradients_rchw = self._reconstruct()
         while graphs:  # each is let go as soon as it is used
             self._backward(graphs.pop(), z_gradient, regions, x_gradients_rchw)
-        for tile in recomputed:
-            self._backward(self._graph(tile), z_gradient, regions, x_gradients_rchw)
+        for graph in self._graphs(recomputed):
+            self._backward(graph, z_gradient, regions, x_gradients_rchw)
         work.weights.backward()
         return work.x
 
@@ -162,9 +165,9 @@ class StageStep:
         lone = [] if self._work.lone is None else [self._work.lone]
         return lone + tiles[:first_kept], tiles[first_kept:]
 
-    def _graph(self, tile: Tile) -> _TileGraph:
-        own_bchw = self._work.run_tile(tile)
-        return _TileGraph(tile, own_bchw, self._work.grid(own_bchw))
+    def _graphs(self, tiles: list[Tile]) -> Iterator[_TileGraph]:
+        for tile, own_bchw in self._work.run(tiles):
+            yield _TileGraph(tile, own_bchw, self._work.grid(own_bchw))
 
     def _classify(self) -> Tensor:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
@@ -180,11 +183,10 @@ class StageStep:
         cell_regions = self._objective.regions(self._work.x_size)
         if not cell_regions or self._work.x is None:
             return [], None
-        targets = [
-            self._work.x_previous.read(box)
-            for box in self._objective.target_boxes(cell_regions, self._work.x_previous.size)
-        ]
-        regions_rchw = torch.cat([self._work.x.read(region) for region in cell_regions])
+        targets = list(
+            self._work.x_previous.regions(self._objective.target_boxes(cell_regions, self._work.x_previous.size))
+        )
+        regions_rchw = torch.cat(list(self._work.x.regions(cell_regions)))
         regions_rchw = self._runner.plan.execution.arrange(regions_rchw).requires_grad_()
         with self._runner.autocast():
             loss = self._objective.reconstruction(regions_rchw, targets)

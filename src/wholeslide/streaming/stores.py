@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wholeslide.geometry import Box, Size
 from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.disk_store import DiskStore, folder_for_features
 from wholeslide.streaming.execution import Execution
+from wholeslide.streaming.tile_index import TileIndex
+
+StorePlace = Literal["device", "host", "disk"]
 
 #: Memory is taken in pages of this size, so that it is not mixed with what lives shorter.
 _PAGE_BYTES = 64 * 2**20
@@ -25,6 +30,10 @@ class FeatureStore(Protocol):
 
     def read(self, cell_box: Box) -> Tensor:
         """A copy of a region, (1, C, h, w), on the computing device."""
+        ...
+
+    def regions(self, cell_boxes: Iterable[Box]) -> Iterator[Tensor]:
+        """Regions in this order, each as :meth:`read` gives it."""
         ...
 
     def write(self, cell_own: Box, x_bchw: Tensor) -> None:
@@ -54,7 +63,7 @@ class TensorStore:
         self.channels = channels
         self.constant_c: Tensor | None = None
         self._dtype, self._place, self._device = dtype, place, device
-        self._tiles = _Tiles()
+        self._tiles = TileIndex()
         self._features_hwc: list[Tensor] = []
         self._page_cells = max(1, min(size.area, _PAGE_BYTES // (channels * dtype.itemsize)))
         self._page_nc = torch.empty((0, channels), dtype=dtype, device=place)  # what is left of the last page
@@ -70,6 +79,10 @@ class TensorStore:
             rows, columns = common.relative_to(self._tiles.boxes[index]).rows_columns
             region_hwc[common.relative_to(cell_box).rows_columns] = self._features_hwc[index][rows, columns]
         return region_hwc.to(self._device)[None].permute(0, 3, 1, 2)
+
+    def regions(self, cell_boxes: Iterable[Box]) -> Iterator[Tensor]:
+        for box in cell_boxes:
+            yield self.read(box)
 
     def write(self, cell_own: Box, x_bchw: Tensor) -> None:
         cells = cell_own.size.area
@@ -91,29 +104,22 @@ class TensorStore:
         return sum(features.nbytes for features in self._features_hwc)
 
 
-class _Tiles:
-    """Boxes that do not overlap, and those among them that touch a region."""
-
-    def __init__(self) -> None:
-        self.boxes: list[Box] = []
-        self._edges_n4 = np.empty((0, 4), np.int64)
-
-    def append(self, cell_box: Box) -> None:
-        self.boxes.append(cell_box)
-
-    def overlapping(self, cell_box: Box) -> list[tuple[int, Box]]:
-        """The index of each box that has cells in common with this one, and those cells."""
-        if len(self._edges_n4) < len(self.boxes):
-            self._edges_n4 = np.array([(box.left, box.top, box.right, box.bottom) for box in self.boxes], np.int64)
-        left, top, right, bottom = self._edges_n4.T
-        touching = (left < cell_box.right) & (right > cell_box.left) & (top < cell_box.bottom) & (bottom > cell_box.top)
-        return [(int(index), self.boxes[index].intersection(cell_box)) for index in np.flatnonzero(touching)]
-
-
 def open_store(
-    place: Literal["device", "host"], size: Size, channels: int, *, dtype: torch.dtype, device: torch.device
+    place: StorePlace,
+    size: Size,
+    channels: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    folder: Path | None = None,
 ) -> FeatureStore:
-    """An empty store for x_k of ``size`` cells."""
+    """An empty store for x_k of ``size`` cells.
+
+    Raises:
+        ConfigError: the store is to be on disk, and ``folder`` (by default one for temporary files) does not serve.
+    """
+    if place == "disk":
+        return DiskStore(size, channels, dtype=dtype, folder=folder or folder_for_features(None), device=device)
     where = device if place == "device" else torch.device("cpu")
     return TensorStore(size, channels, dtype=dtype, place=where, device=device)
 

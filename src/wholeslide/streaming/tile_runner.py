@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class TileRunner:
     network: LocalNetwork
     plan: Plan
     device: torch.device
+    store_folder: Path | None = None
 
     def run(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""
@@ -81,4 +83,5 @@ class TileRunner:
             part.out_channels,
             dtype=self.plan.execution.store_dtype,
             device=self.device,
+            folder=self.store_folder,
         )

@@ -61,7 +61,9 @@ class TrainConfig:
         jitter: Strength of the colour jitter.
         memory: Most memory to use, as 8GiB, or smallest. Left out: on a GPU most of what is free, on a CPU tiles and kept
             graphs of about 1 GiB.
-        store: Where the features between stages are kept.
+        store: Where the features between stages are kept; auto: the first of device, host and disk that leaves at least half
+            of the memory to the tiles.
+        store_dir: Folder for features that are kept on disk, not one in memory; left out: where temporary files go.
         tile: Side of a tile in working pixels; left out: chosen to fit the memory.
         precision: Number format of the stages' arithmetic; auto measures which is quickest.
         accelerator: Kind of device to train on.
@@ -131,7 +133,8 @@ class TrainConfig:
     jitter: float = 0.1
 
     memory: str | None = None
-    store: Literal["auto", "device", "host"] = "auto"
+    store: Literal["auto", "device", "host", "disk"] = "auto"
+    store_dir: Path | None = None
     tile: int | None = None
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -259,7 +262,7 @@ class TrainConfig:
             raise ConfigError(problems)
 
 
-_PATHS = frozenset({"manifest", "slides", "out", "cache", "splits_csv", "mask_dir"})
+_PATHS = frozenset({"manifest", "slides", "out", "cache", "splits_csv", "mask_dir", "store_dir"})
 _LEAST = {
     "epochs": 1,
     "accumulate": 1,

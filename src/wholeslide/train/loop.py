@@ -106,7 +106,7 @@ def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | Non
     fabric = Fabric(accelerator=device.type, devices=1, loggers=loggers)
     fabric.launch()
     network.to(fabric.device)
-    engine = StreamingEngine(network, run.plan, fabric.device)
+    engine = StreamingEngine(network, run.plan, fabric.device, store_folder=config.store_dir)
     history = History(run.path / "log", loggers)
     trainer = Trainer(
         run, cohort, network, engine, history, watch, prefetch_bytes=prefetch_limit(config, fabric.device)
