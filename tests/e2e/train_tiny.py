@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from timm.models.resnet import BasicBlock, ResNet
 
+from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming import planner
 from wholeslide.streaming.execution import Execution, Timing
 from wholeslide.train.config import TrainConfig
@@ -71,11 +72,18 @@ def tiny_config(manifest: Path, out: Path, **options: Any) -> TrainConfig:
 @contextmanager
 def same_arithmetic() -> Iterator[None]:
     """One thread, and a layout that no timing chooses, so that a test is the same on every machine."""
-    chosen = Execution("fp32", channels_last=False), Timing(forward_seconds=1.0, backward_seconds=2.0)
+    execution = Execution("fp32", channels_last=False)
+
+    def chosen(network: LocalNetwork, *others: object) -> tuple[Execution, Timing]:
+        """The same time for all stages together, however many there are."""
+        share, none = 1 / network.depth, 0.0
+        forward, backward = ((none, *[seconds * share] * network.depth) for seconds in (1.0, 2.0))
+        return execution, Timing(forward, backward, (none,) * (network.depth + 1))
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "remembered_execution", lambda *args: chosen)
+        patch.setattr(planner, "remembered_execution", chosen)
         yield
     torch.set_num_threads(threads)
 

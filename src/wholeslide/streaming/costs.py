@@ -118,11 +118,22 @@ def decoder_bytes(network: LocalNetwork, number: int, view: Size, execution: Exe
     decoder = network.decoder(number) if number else None
     if decoder is None:
         return 0
-    config, stage = network.config, network.stage(number)
-    side = region_side(config.reconstruction_region_px, stage.stride)
+    cells = _region_cells(network, number, view) * decoder.stride**2
+    return _MAPS_OF_A_DECODER * cells * network.stage(number).out_channels * execution.store_dtype.itemsize
+
+
+def region_px(network: LocalNetwork, number: int, view: Size) -> int:
+    """Pixels of all regions of a view that stage ``number`` reconstructs."""
+    if not number or network.decoder(number) is None:
+        return 0
+    return _region_cells(network, number, view) * network.stage(number).stride ** 2
+
+
+def _region_cells(network: LocalNetwork, number: int, view: Size) -> int:
+    config = network.config
+    side = region_side(config.reconstruction_region_px, network.stage(number).stride)
     regions = region_count(view.area, config.reconstruction_region_px, config.reconstruction_regions)
-    cells = regions * min(side**2, network.feature_size(view, number).area) * decoder.stride**2
-    return _MAPS_OF_A_DECODER * cells * stage.out_channels * execution.store_dtype.itemsize
+    return regions * min(side**2, network.feature_size(view, number).area)
 
 
 def gradient_bytes(network: LocalNetwork) -> int:

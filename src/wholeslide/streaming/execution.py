@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -58,15 +58,20 @@ class Execution:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a megapixel of input, of a forward and of a backward pass."""
+    """Seconds a megapixel, of the stem and of each stage in order.
 
-    forward_seconds: float
-    backward_seconds: float
+    ``forward_seconds`` and ``backward_seconds`` are by pixels of input; ``decoder_seconds`` are of both ways through a stage's
+    decoder, by pixels of the regions. The stem has no backward pass; it and the last stage have no decoder.
+    """
+
+    forward_seconds: tuple[float, ...]
+    backward_seconds: tuple[float, ...]
+    decoder_seconds: tuple[float, ...]
 
     @property
     def training_seconds(self) -> float:
-        """Of both."""
-        return self.forward_seconds + self.backward_seconds
+        """Forward and backward, of all."""
+        return sum(self.forward_seconds) + sum(self.backward_seconds)
 
 
 def candidates(precision: PrecisionChoice) -> list[Execution]:
@@ -83,36 +88,61 @@ def choose_execution(
     The choices are timed in turn, round after round, so that a busy moment of the machine hits all of them alike.
     """
     rounds = [[time_execution(network, choice, device) for choice in candidates(precision)] for _ in range(_ROUNDS + 1)]
-    best = [
-        Timing(min(t.forward_seconds for t in timings), min(t.backward_seconds for t in timings))
-        for timings in zip(*rounds[1:], strict=True)  # the first round warms up
-    ]
+    best = [_quickest(timings) for timings in zip(*rounds[1:], strict=True)]  # the first round warms up
     return min(zip(candidates(precision), best, strict=True), key=lambda pair: pair[1].training_seconds)
 
 
 def time_execution(network: LocalNetwork, execution: Execution, device: torch.device) -> Timing:
-    """One pass of a small image through stem, stages and the classifiers' first layers."""
+    """One pass of a small image through stem, stages, the classifiers' first layers and the decoders."""
     pixels = torch.zeros((1, 3, _PROBE_PX, _PROBE_PX), dtype=execution.parameter_dtype, device=device)
-    forward_seconds = backward_seconds = 0.0
-    begun = time.perf_counter()
     dtype = execution.multiplied_dtype
+    begun = time.perf_counter()
     with torch.no_grad(), execution.autocast(device):
         stem = network.stem.step_weights(trained=False, dtype=dtype)
         x_bchw = stem(execution.arrange(pixels)).to(execution.store_dtype)
+    forward, backward, decoder = [_elapsed(begun, device)], [0.0], [0.0]
     for number in range(1, network.depth + 1):
+        begun = time.perf_counter()
         stage = network.stage(number).step_weights(trained=True, dtype=dtype)
         with execution.autocast(device):
             output = stage(execution.arrange(x_bchw)).to(execution.store_dtype)
             grid = network.head(number).grid(output)
-        forward_seconds += _elapsed(begun, device)
+        forward.append(_elapsed(begun, device))
         leaves = [tensor for tensor in stage.tensors if tensor.is_leaf and tensor.requires_grad]
         begun = time.perf_counter()
         torch.autograd.grad(grid.sum(), [*leaves, network.head(number).to_grid.weight], allow_unused=True)
-        backward_seconds += _elapsed(begun, device)
+        backward.append(_elapsed(begun, device))
         x_bchw = output.detach()
-        begun = time.perf_counter()
+        decoder.append(_time_decoder(network, number, x_bchw, execution, device))
     megapixels = _PROBE_PX**2 / 1e6
-    return Timing(forward_seconds / megapixels, backward_seconds / megapixels)
+    return Timing(*(tuple(seconds / megapixels for seconds in times) for times in (forward, backward, decoder)))
+
+
+def _time_decoder(
+    network: LocalNetwork, number: int, x_bchw: Tensor, execution: Execution, device: torch.device
+) -> float:
+    decoder = network.decoder(number)
+    if decoder is None:
+        return 0.0
+    begun = time.perf_counter()
+    regions_rchw = execution.arrange(x_bchw).requires_grad_()
+    with execution.autocast(device):
+        reconstruction = decoder(regions_rchw)
+    torch.autograd.grad(reconstruction.sum(), [regions_rchw, *decoder.parameters()])
+    return _elapsed(begun, device)
+
+
+def _quickest(timings: Sequence[Timing]) -> Timing:
+    """Each part's least time."""
+
+    def least(times: list[tuple[float, ...]]) -> tuple[float, ...]:
+        return tuple(min(seconds) for seconds in zip(*times, strict=True))
+
+    return Timing(
+        least([timing.forward_seconds for timing in timings]),
+        least([timing.backward_seconds for timing in timings]),
+        least([timing.decoder_seconds for timing in timings]),
+    )
 
 
 def _elapsed(begun: float, device: torch.device) -> float:

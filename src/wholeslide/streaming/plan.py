@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from wholeslide.errors import RunError
 from wholeslide.geometry import Size
 from wholeslide.streaming.execution import Execution
+from wholeslide.streaming.needs import StageNeeds, TileChoice
 
 _PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
 
@@ -21,7 +22,7 @@ class Plan:
     are kept between the two passes, both for the stem and for each stage (the stem has no graph). ``elide`` says that background
     is computed once and not wherever it is. ``freed_bytes`` of host memory
     may stay resident between stages, to be used again. ``predicted_peak_bytes`` is what a step is expected to hold above what the
-    process held before it, on any view of at most the area of ``largest``.
+    process held before it, on any view of at most the area of ``largest``. ``needs`` are what the plan was made from.
     """
 
     execution: Execution
@@ -34,6 +35,65 @@ class Plan:
     predicted_peak_bytes: int = 0
     seconds_per_megapixel: float = 0.0
     inference_seconds_per_megapixel: float = 0.0
+    needs: tuple[StageNeeds, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        needs: Sequence[StageNeeds],
+        choices: Sequence[TileChoice],
+        *,
+        execution: Execution,
+        store: Literal["device", "host", "disk"],
+        freed_bytes: int,
+        elide: bool = True,
+    ) -> Plan:
+        """A plan of these tiles, and what they are expected to cost."""
+        largest = needs[0].view
+        pairs = list(zip(needs, choices, strict=True))
+        seconds = sum(stage.training_seconds(choice) for stage, choice in pairs)
+        inference_seconds = sum(stage.inference_seconds(choice) for stage, choice in pairs)
+        return cls(
+            execution=execution,
+            store=store,
+            tile_px=tuple(choice.side_px for choice in choices),
+            kept_px=tuple(choice.kept_px for choice in choices),
+            largest=largest,
+            elide=elide,
+            freed_bytes=freed_bytes,
+            predicted_peak_bytes=max(stage.peak_bytes(choice) for stage, choice in pairs),
+            seconds_per_megapixel=seconds / (largest.area / 1e6),
+            inference_seconds_per_megapixel=inference_seconds / (largest.area / 1e6),
+            needs=tuple(needs),
+        )
+
+    @property
+    def choices(self) -> list[TileChoice]:
+        """The tiles of the stem and of each stage."""
+        return [TileChoice(side, kept) for side, kept in zip(self.tile_px, self.kept_px, strict=True)]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of features, written for the largest view."""
+        return sum(stage.features_bytes for stage in self.needs) if self.store == "disk" else 0
+
+    @property
+    def smaller(self) -> Plan | None:
+        """The same arithmetic in less memory: smaller tiles, and no graph kept; nothing where there is no such plan."""
+        if not self.needs:
+            return None
+        choices = [stage.smaller(choice) for stage, choice in zip(self.needs, self.choices, strict=True)]
+        freed_bytes = min(self.freed_bytes, max(stage.freed_bytes for stage in self.needs))
+        if choices == self.choices and freed_bytes == self.freed_bytes:
+            return None
+        return Plan.of(
+            self.needs,
+            choices,
+            execution=self.execution,
+            store=self.store,
+            freed_bytes=freed_bytes,
+            elide=self.elide,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -54,6 +114,7 @@ class Plan:
                     "tile_px": tuple(values["tile_px"]),
                     "kept_px": tuple(values["kept_px"]),
                     "largest": Size(**values["largest"]),
+                    "needs": tuple(StageNeeds.from_dict(stage) for stage in values.get("needs", ())),
                 }
             )
         except (KeyError, TypeError) as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -12,23 +12,17 @@ from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
-from wholeslide.streaming.costs import TileCost, decoder_bytes, gradient_bytes, tile_cost
-from wholeslide.streaming.execution import Execution
+from wholeslide.streaming.costs import decoder_bytes, gradient_bytes, region_px, tile_cost
+from wholeslide.streaming.execution import Execution, Timing
+from wholeslide.streaming.needs import StageNeeds, TileChoice
 from wholeslide.streaming.plan import Plan
-from wholeslide.streaming.stores import StorePlace, largest_store_bytes, store_bytes
+from wholeslide.streaming.stores import StorePlace, feature_bytes, largest_store_bytes, store_bytes
 from wholeslide.streaming.timings import remembered_execution
 
 #: Memory for tiles and graphs where the user names no limit.
 _DEFAULT_ROOM_BYTES = 2**30
 #: Freed memory that may stay resident on a CPU: the more, the fewer page faults. Without a limit, and with one.
 _DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES = 2048 * 2**20, 128 * 2**20
-_LARGEST_TILE_PX = 8192
-#: Tensors above this leave the cache before they are read again: such tiles take about so many times as long.
-_CACHED_BYTES, _COST_OF_CACHE_MISSES = 8 * 2**20, 1.15
-#: Where no graph is kept, larger tiles would only take more memory.
-_LARGEST_FORWARD_TILE_PX = 1536
-#: Windows of another view of the same area may be so many times those of the largest.
-_MOST_HALO = 2
 #: Of a GPU's free memory, what is planned with where the user names no limit.
 _SHARE_OF_FREE = 0.85
 #: Resident memory of the interpreter with torch and its kernels loaded; 1.0 GiB was measured.
@@ -62,6 +56,15 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * _UNITS[unit])
 
 
+def gib(needed_bytes: int) -> str:
+    """What a user may write to get at least so many bytes."""
+    return f"{math.ceil(needed_bytes / 2**30 * 100) / 100:.2f}GiB"
+
+
+class NotEnoughMemoryError(ConfigError):
+    """The memory that the user named is not enough for the smallest tiles of the largest slide."""
+
+
 def make_plan(
     network: LocalNetwork, largest: Size, config: StreamingConfig, device: torch.device, *, training: bool = True
 ) -> Plan:
@@ -75,154 +78,110 @@ def make_plan(
         training: whether gradients will be asked for; a prediction needs less memory.
 
     Raises:
-        ConfigError: the memory that the user named is not enough for the smallest tiles.
+        NotEnoughMemoryError: the memory that the user named is not enough for the smallest tiles.
     """
-    network = network.to(device)
-    if config.precision == "fp64":
-        network = network.double()
+    network = _at(network, config, device)
     execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
     held_bytes = process_bytes(network, device, training=training)
-    place = _place(config, network, largest, execution, device, held_bytes)
     freed_bytes = _freed_bytes(config, device)
+    places = _places(config, network, largest, execution, device, held_bytes)
+    for place in places:
+        stages = _needs(network, largest, execution, device, place, freed_bytes, training=training, timing=timing)
+        try:
+            choices = _choices(stages, config, device, held_bytes)
+        except NotEnoughMemoryError:
+            if place == places[-1]:
+                raise
+            continue
+        break
+    return Plan.of(stages, choices, execution=execution, store=place, freed_bytes=freed_bytes)
+
+
+def least_memory(
+    network: LocalNetwork,
+    largest: Size,
+    config: StreamingConfig,
+    execution: Execution,
+    device: torch.device,
+    *,
+    training: bool = True,
+) -> int:
+    """Bytes of memory without which :func:`make_plan` refuses slides of up to ``largest`` pixels."""
+    network = _at(network, config, device)
+    largest = network.padded_size(largest)
+    held_bytes = process_bytes(network, device, training=training)
+    freed_bytes = _freed_bytes(config, device)
+    place = _places(config, network, largest, execution, device, held_bytes)[-1]
+    stages = _needs(network, largest, execution, device, place, freed_bytes, training=training, timing=None)
+    return held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
+
+
+def memory_limit(config: StreamingConfig, device: torch.device) -> int:
+    """Most bytes that a process may hold: what the user named, else most of a GPU, else what the machine has."""
+    if config.memory is not None and config.memory != "smallest":
+        return parse_memory(config.memory)
+    if device.type == "cuda":
+        return int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().total)
+
+
+def _at(network: LocalNetwork, config: StreamingConfig, device: torch.device) -> LocalNetwork:
+    network = network.to(device)
+    return network.double() if config.precision == "fp64" else network
+
+
+def _needs(
+    network: LocalNetwork,
+    largest: Size,
+    execution: Execution,
+    device: torch.device,
+    place: StorePlace,
+    freed_bytes: int,
+    *,
+    training: bool,
+    timing: Timing | None,
+) -> list[StageNeeds]:
+    """Of the stem and of each stage; without a timing, seconds are zero."""
     # A GPU's budget has nothing to do with stores in host memory, and neither has the disk.
     counted = place == "device" or (place == "host" and device.type == "cpu")
-    costs = [tile_cost(network, number, execution, device, training=training) for number in range(network.depth + 1)]
+    numbers = range(network.depth + 1)
+    costs = [tile_cost(network, number, execution, device, training=training) for number in numbers]
     if place == "disk" and device.type == "cpu":
         costs = [cost.with_disk_buffers() for cost in costs]
-    stages = [
-        _StageNeeds(
-            cost=cost,
+    timing = timing or Timing(*[(0.0,) * len(costs)] * 3)
+    return [
+        StageNeeds(
+            cost=costs[number],
             view=largest,
             stores_bytes=store_bytes(network, largest, number, execution) if counted else 0,
+            features_bytes=feature_bytes(network, largest, number, execution),
             gradients_bytes=gradient_bytes(network) if training else 0,
             freed_bytes=min(freed_bytes, _LIMITED_FREED_BYTES),
             decoder_bytes=decoder_bytes(network, number, largest, execution) if training else 0,
+            forward_seconds=timing.forward_seconds[number],
+            backward_seconds=timing.backward_seconds[number],
+            decoder_seconds=timing.decoder_seconds[number] * region_px(network, number, largest) / 1e6,
         )
-        for number, cost in enumerate(costs)
+        for number in numbers
     ]
-    choices = _choices(stages, config, device, held_bytes)
-    trained = list(zip(stages, choices, strict=True))[1:]
-    twice = sum(stage.computed_twice(choice) for stage, choice in trained) / len(trained)
-    return Plan(
-        execution=execution,
-        store=place,
-        tile_px=tuple(choice.side_px for choice in choices),
-        kept_px=tuple(choice.kept_px for choice in choices),
-        largest=largest,
-        freed_bytes=freed_bytes,
-        predicted_peak_bytes=max(stage.peak_bytes(choice) for stage, choice in zip(stages, choices, strict=True)),
-        seconds_per_megapixel=timing.training_seconds + twice * timing.forward_seconds,
-        inference_seconds_per_megapixel=timing.forward_seconds,
-    )
 
 
 def _choices(
-    stages: list[_StageNeeds], config: StreamingConfig, device: torch.device, held_bytes: int
-) -> list[_Choice]:
+    stages: list[StageNeeds], config: StreamingConfig, device: torch.device, held_bytes: int
+) -> list[TileChoice]:
     """The best tiles of each stage within what the process leaves."""
     budget_bytes = _budget_bytes(config, stages, device, held_bytes)
     found = [stage.best_choice(budget_bytes, config.tile) for stage in stages]
     choices = [choice for choice in found if choice is not None]
     if len(choices) < len(stages):
         needed_bytes = held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
-        raise ConfigError.single(
+        raise NotEnoughMemoryError.single(
             f"not enough memory for a slide of {stages[0].view} pixels",
             where=f"--memory {config.memory}",
-            remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
+            remedy=f"give at least {gib(needed_bytes)}, or more --stages",
         )
     return choices
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """How a stage is cut into tiles, and the pixels of the windows whose graphs are kept."""
-
-    side_px: int
-    kept_px: int
-
-
-@dataclass(frozen=True)
-class _StageNeeds:
-    """Memory that a step holds while it is at one stage, or at the stem, on any view of at most this area.
-
-    Stores, gradients, weights and freed memory that stays resident are there all the time; the decoder's bytes are taken between
-    the two passes.
-    """
-
-    cost: TileCost
-    view: Size
-    stores_bytes: int
-    gradients_bytes: int
-    freed_bytes: int
-    decoder_bytes: int
-
-    @property
-    def fixed_bytes(self) -> int:
-        """What does not depend on the tiles."""
-        return self.cost.weight_bytes + self.stores_bytes + self.gradients_bytes + self.freed_bytes
-
-    def best_choice(self, budget_bytes: int, side_px: int | None) -> _Choice | None:
-        """The tiles that cost the least computing within ``budget_bytes``; nothing where none fits.
-
-        A ``side_px`` that the user named is taken as it is.
-        """
-        feasible = []
-        for side in self._sides() if side_px is None else [side_px]:
-            kept_px = self._affordable_px(side, budget_bytes - self.fixed_bytes)
-            if kept_px is not None:
-                feasible.append((self._work(side, kept_px), _Choice(side, kept_px)))
-        return min(feasible, key=lambda pair: pair[0])[1] if feasible else None
-
-    def peak_bytes(self, choice: _Choice) -> int:
-        """Of a step."""
-        window_px = self.cost.largest_window_px(self.view, choice.side_px)
-        kept_bytes, flight_bytes = self.cost.graph_bytes(choice.kept_px), self.cost.flight_bytes(window_px)
-        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes
-        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
-
-    def computed_twice(self, choice: _Choice) -> float:
-        """The share of the largest view whose graphs are not kept."""
-        return 1 - min(1.0, choice.kept_px / self._windows_px(choice.side_px))
-
-    def least_bytes(self, side_px: int | None) -> int:
-        """With the smallest tiles and no graph kept."""
-        return min(self.peak_bytes(_Choice(side, 0)) for side in (self._sides() if side_px is None else [side_px]))
-
-    @property
-    def economical_bytes(self) -> int:
-        """With the smallest tiles that are not nearly all halo, and no graph kept."""
-        return self.peak_bytes(_Choice(self.cost.economical_side, 0))
-
-    def _affordable_px(self, side_px: int, room_bytes: int) -> int | None:
-        """Pixels of windows that may keep their graphs; nothing where not even one window can be computed."""
-        window_px = self.cost.largest_window_px(self.view, side_px)
-        flight_bytes = self.cost.flight_bytes(window_px)
-        if self.cost.graph_bytes(window_px) + flight_bytes > room_bytes or self.decoder_bytes > room_bytes:
-            return None
-        if self.cost.graph_bytes_per_px == 0:
-            return 0
-        kept_px = int((room_bytes - max(flight_bytes, self.decoder_bytes)) / self.cost.graph_bytes_per_px)
-        return min(kept_px, _MOST_HALO * self._windows_px(side_px))
-
-    def _sides(self) -> list[int]:
-        """Even shares of the view's longer side, from one tile down to the smallest."""
-        longest = max(self.view.width, self.view.height)
-        most = -(-longest // self.cost.step_px)
-        sides = {self.cost.rounded(-(-longest // count)) for count in range(1, most + 1)}
-        largest = _LARGEST_TILE_PX if self.cost.graph_bytes_per_px else _LARGEST_FORWARD_TILE_PX
-        return sorted((side for side in sides if side <= max(largest, self.cost.step_px)), reverse=True)
-
-    def _windows_px(self, side_px: int) -> int:
-        tiling = self.cost.tiling(self.view, side_px)
-        return tiling.tiles * tiling.window.area
-
-    def _work(self, side_px: int, kept_px: int) -> float:
-        """Pixels that pass forward once, backward at twice the cost, and forward again where their graph is not kept."""
-        windows_px = self._windows_px(side_px)
-        work = 4 * windows_px - min(kept_px, windows_px)
-        cached = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area) <= _CACHED_BYTES
-        return work if cached else work * _COST_OF_CACHE_MISSES
 
 
 def _freed_bytes(config: StreamingConfig, device: torch.device) -> int:
@@ -231,7 +190,7 @@ def _freed_bytes(config: StreamingConfig, device: torch.device) -> int:
     return _DEFAULT_FREED_BYTES if config.memory is None else _LIMITED_FREED_BYTES
 
 
-def _budget_bytes(config: StreamingConfig, stages: list[_StageNeeds], device: torch.device, held_bytes: int) -> int:
+def _budget_bytes(config: StreamingConfig, stages: list[StageNeeds], device: torch.device, held_bytes: int) -> int:
     """What a step may hold above the process."""
     if config.memory is not None and config.memory != "smallest":
         return parse_memory(config.memory) - held_bytes
@@ -256,24 +215,27 @@ def process_bytes(network: LocalNetwork, device: torch.device, *, training: bool
     return weights + moments + (_LIBRARIES_BYTES if device.type == "cpu" else 0)
 
 
-def _place(
+def _places(
     config: StreamingConfig,
     network: LocalNetwork,
     largest: Size,
     execution: Execution,
     device: torch.device,
     held_bytes: int,
-) -> StorePlace:
-    """The first place that leaves at least half of the memory to the tiles."""
+) -> list[StorePlace]:
+    """Those that leave at least half of the memory to the tiles, and at last the disk."""
     if config.store != "auto":
-        return config.store
+        return [config.store]
     stores_bytes, named = largest_store_bytes(network, largest, execution), config.memory not in (None, "smallest")
+    if config.memory == "smallest" and device.type == "cpu":
+        return ["disk"]
+    places: list[StorePlace] = []
     if device.type == "cuda":
         limit_bytes = parse_memory(str(config.memory)) if named else torch.cuda.mem_get_info(device)[0]
         if 2 * stores_bytes < limit_bytes:
-            return "device"
-    elif config.memory == "smallest":
-        return "disk"
+            places.append("device")
     on_cpu = named and device.type == "cpu"
     room_bytes = parse_memory(str(config.memory)) - held_bytes if on_cpu else psutil.virtual_memory().total // 2
-    return "host" if 2 * stores_bytes < room_bytes else "disk"
+    if 2 * stores_bytes < room_bytes:
+        places.append("host")
+    return [*places, "disk"]

@@ -124,16 +124,17 @@ def open_store(
     return TensorStore(size, channels, dtype=dtype, place=where, device=device)
 
 
+def feature_bytes(network: LocalNetwork, view: Size, number: int, execution: Execution) -> int:
+    """Bytes of the store of x_k, where no background is elided."""
+    if not 0 <= number < network.depth:
+        return 0  # pixels are not stored, and nobody reads the last stage's features
+    channels = network.stage(number).out_channels if number else network.stem.out_channels
+    return network.feature_size(view, number).area * channels * execution.store_dtype.itemsize
+
+
 def store_bytes(network: LocalNetwork, view: Size, number: int, execution: Execution) -> int:
     """Bytes of the stores that are open while stage ``number`` (0 for the stem) is computed: its input's and its output's."""
-
-    def of(k: int) -> int:
-        if not 0 <= k < network.depth:
-            return 0  # pixels are not stored, and nobody reads the last stage's features
-        channels = network.stage(k).out_channels if k else network.stem.out_channels
-        return network.feature_size(view, k).area * channels * execution.store_dtype.itemsize
-
-    return of(number - 1) + of(number)
+    return sum(feature_bytes(network, view, k, execution) for k in (number - 1, number))
 
 
 def largest_store_bytes(network: LocalNetwork, view: Size, execution: Execution) -> int:

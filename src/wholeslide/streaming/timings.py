@@ -74,7 +74,8 @@ def _processor() -> list[str]:
 def _read(path: Path) -> tuple[Execution, Timing] | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
-        return Execution(**values["execution"]), Timing(**values["timing"])
+        timing = Timing(**{name: tuple(seconds) for name, seconds in values["timing"].items()})
+        return Execution(**values["execution"]), timing
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent, or left by another version: time again
 
