@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,11 @@ class StreamingEngine:
         self.plan, self.device = plan, device
         folder = folder_for_features(store_folder) if plan.store == "disk" else None
         self.runner = TileRunner(self.network, plan, device, folder)
+
+    def go_on_with(self, plan: Plan) -> None:
+        """Take other tiles from now on; arithmetic and store stay."""
+        assert (plan.execution, plan.store) == (self.plan.execution, self.plan.store)
+        self.plan, self.runner = plan, replace(self.runner, plan=plan)
 
     def step(
         self,

@@ -15,7 +15,9 @@ import pandas as pd
 from wholeslide.errors import WholeslideError
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.readers import slide_error
+from wholeslide.slides.view import SlideView
 from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.recovery import SlideMemoryError, memory_for, take_smaller_plan
 from wholeslide.train.config import GIB
 from wholeslide.train.prefetch import Ready, read_ahead
 from wholeslide.train.progress import ProgressTask, memory_bytes, slide_note
@@ -42,20 +44,22 @@ def iterate_predictions(
     cache: Path | None = None,
     on_error: OnError | None = None,
     prefetch_bytes: int = GIB,
+    smaller_tiles: bool = True,
 ) -> Iterator[SlidePrediction]:
     """Predict file after file, in the table's order, without augmentation.
 
-    A file that cannot be read is passed to ``on_error`` and left out; without ``on_error`` it ends the iteration.
+    A file that cannot be read is passed to ``on_error`` and left out; without ``on_error`` it ends the iteration. Where memory
+    does not suffice, a file is tried again with ``smaller_tiles``, which the engine then keeps; without them that is an error.
 
     Raises:
-        SlideError: a file cannot be read, and there is no ``on_error``.
+        SlideError: a file cannot be read, or is too large for the smallest tiles, and there is no ``on_error``.
     """
     source = ViewSource(slide_config, engine.network.padded_size, cache)
     ready = read_ahead(entries(cohort_table), source.open, name=lambda entry: entry.file, limit_bytes=prefetch_bytes)
     with closing(ready):
         for item in ready:
             try:
-                prediction = _predict(engine, item)
+                prediction = _predict(engine, item, smaller_tiles=smaller_tiles)
             except WholeslideError as error:
                 if on_error is None:
                     raise
@@ -74,6 +78,7 @@ def predict_slides(
     on_error: OnError | None = None,
     progress: ProgressTask | None = None,
     prefetch_bytes: int = GIB,
+    smaller_tiles: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables of predictions: of the final classifier, and of every stage's.
 
@@ -81,11 +86,17 @@ def predict_slides(
     ``stage`` too, from 1. See :func:`iterate_predictions` for the other arguments.
 
     Raises:
-        SlideError: a file cannot be read, and there is no ``on_error``.
+        SlideError: see there.
     """
     rows: list[dict[str, Any]] = []
     for found in iterate_predictions(
-        engine, cohort_table, slide_config, cache=cache, on_error=on_error, prefetch_bytes=prefetch_bytes
+        engine,
+        cohort_table,
+        slide_config,
+        cache=cache,
+        on_error=on_error,
+        prefetch_bytes=prefetch_bytes,
+        smaller_tiles=smaller_tiles,
     ):
         rows.extend(stage_rows(found, classes))
         if progress is not None:
@@ -106,11 +117,23 @@ def stage_rows(found: SlidePrediction, classes: Sequence[str]) -> list[dict[str,
     return rows
 
 
-def _predict(engine: StreamingEngine, item: Ready[Entry]) -> SlidePrediction:
+def _predict(engine: StreamingEngine, item: Ready[Entry], *, smaller_tiles: bool) -> SlidePrediction:
     begin = time.perf_counter()
-    with item.view() as view:
-        probabilities = np.asarray(engine.predict(view), dtype=np.float64)
+    with memory_for(item.item.file), item.view() as view:
+        probabilities = _probabilities(engine, view, item.item.file, smaller_tiles=smaller_tiles)
     if not np.isfinite(probabilities).all():
         remedy = "the weights have diverged: train again with a smaller --lr"
         raise slide_error("the network's answer is not a number", item.item.path, remedy)
     return SlidePrediction(item.item, probabilities, time.perf_counter() - begin, item.wait_seconds)
+
+
+def _probabilities(engine: StreamingEngine, view: SlideView, file: str, *, smaller_tiles: bool) -> np.ndarray:
+    """(K, classes), with as small tiles as it takes."""
+    while True:
+        try:
+            with memory_for(file):
+                return np.asarray(engine.predict(view), dtype=np.float64)
+        except SlideMemoryError:
+            if not smaller_tiles:
+                raise
+        take_smaller_plan(engine, file)

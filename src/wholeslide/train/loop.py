@@ -52,8 +52,7 @@ def train(config: TrainConfig) -> Run:
         else:
             run, cohort, network, begun = _create(prepared), prepared.cohort, prepared.network, None
         with watch_signals() as watch:
-            _fit(run, cohort, network, begun, watch)
-    return run
+            return _fit(run, cohort, network, begun, watch)
 
 
 def dry_run(config: TrainConfig) -> list[str]:
@@ -97,8 +96,8 @@ def _create(prepared: Prepared) -> Run:
     return run
 
 
-def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | None, watch: SignalWatch) -> None:
-    """Train from the beginning (``begun`` is None) or from the last checkpoint."""
+def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | None, watch: SignalWatch) -> Run:
+    """Train from the beginning (``begun`` is None) or from the last checkpoint; the run with the plan that it ends with."""
     config = run.config
     device = choose_device(config)
     first_slide = begun.slides_seen if begun else 0
@@ -128,3 +127,4 @@ def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | Non
         raise
     finally:
         history.close()
+    return trainer.run

@@ -5,6 +5,7 @@ Every draw is seeded by what it is for, so reading ahead cannot change one.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ from typing import Generic, TypeVar
 
 from wholeslide.errors import SlideError, WholeslideError
 from wholeslide.slides.view import SlideView
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -51,7 +54,7 @@ def read_ahead(
     """Every item in order, the one after it being opened meanwhile.
 
     A view's pixels are held in memory if they take no more than ``limit_bytes``; otherwise they are read as they are
-    needed. What goes wrong with an item is raised by its own :meth:`Ready.view`, naming it.
+    needed, as where memory does not suffice. What goes wrong with an item is raised by its own :meth:`Ready.view`, naming it.
     """
 
     def load(item: T) -> SlideView:
@@ -59,6 +62,8 @@ def read_ahead(
             view = open_view(item)
             try:
                 view.prefetch(limit_bytes)
+            except MemoryError:
+                logger.info("%s is not held in memory, where there is no room for it", name(item))
             except BaseException:
                 view.close()
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -89,8 +89,17 @@ class Run:
             for name in FOLDERS:
                 (run.path / name).mkdir(parents=True, exist_ok=True)
             write_split(cohort, run.path / "cohort.csv")
-            write_atomically(run.path / "plan.json", json.dumps(plan.to_dict(), indent=2).encode())
-        return run
+        return run.with_plan(plan)
+
+    def with_plan(self, plan: Plan) -> Run:
+        """The same run with a plan, which is written.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        with disk_errors(self.path):
+            write_atomically(self.path / "plan.json", json.dumps(plan.to_dict(), indent=2).encode())
+        return replace(self, plan=plan)
 
     def seal(self) -> None:
         """Write ``config.yaml``: from here on the directory is a run that can be resumed."""

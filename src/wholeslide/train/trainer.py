@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from wholeslide.draws import Draws
 from wholeslide.errors import RunError
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.recovery import SlideMemoryError, memory_for, take_smaller_plan
 from wholeslide.streaming.step import StepResult
 from wholeslide.train.checkpoint import Pointer
 from wholeslide.train.config import TrainConfig
@@ -39,6 +40,8 @@ from wholeslide.train.validation import (
 from wholeslide.train.views import Entry, ViewSource, entries
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EARLY_LOOK = 3
 
@@ -129,11 +132,28 @@ class Trainer:
         Raises:
             Interrupted: a signal came, and the state was saved.
             RunError: a loss is not finite, the disk is full.
-            SlideError: a slide can no longer be read; nothing is lost if :meth:`save` is called now.
+            SlideError: a slide can no longer be read, or memory does not suffice for it even with the smallest tiles; nothing
+                is lost if :meth:`save` is called now.
         """
         while not self.stage_done or self._next_stage():
-            self._train_epoch()
+            self._within_memory(self._train_epoch)
             self._finish_epoch()
+
+    def _within_memory(self, part: Callable[[], T]) -> T:
+        """Do a part of the loop; where memory does not suffice, with smaller tiles, from the last optimiser step on.
+
+        As after a resume, which has the same plan: slides whose gradients were waiting are done again with the same draws, so that
+        nothing is left of the slide that failed, and whether the run was resumed meanwhile makes no difference.
+        """
+        while True:
+            try:
+                return part()
+            except SlideMemoryError as error:
+                file = error.file
+            take_smaller_plan(self.engine, file)
+            self.prefetch_bytes = 0
+            self.save()  # first: an earlier checkpoint was not followed by steps of the new plan
+            self.run = self.run.with_plan(self.engine.plan)
 
     def _begin(self, state: LoopState) -> None:
         """Train from a state on; the weights are the network's."""
@@ -197,7 +217,7 @@ class Trainer:
         begin = time.perf_counter()
         label = self.run.classes.index(entry.label)
         stages = [self.state.stage] if self.state.stage else None
-        with ready.view() as view:
+        with memory_for(entry.file), ready.view() as view:
             result = self.engine.step(view, label, self._draws(entry), weight=weight, stages=stages)
         self._check_losses(entry, result)
         seconds = time.perf_counter() - begin
@@ -264,7 +284,7 @@ class Trainer:
         state = self.state
         stage = state.stage or self.network.depth
         losses = state.running.epoch_loss(stage)
-        metrics = self._validate()
+        metrics = self._within_memory(self._validate)
         score = monitored(metrics[stage], self.config.monitor)
         improved = score.better_than(state.best)
         file, sha256 = self.checkpoints.write(self.network, self.optimizer, state.step)
@@ -298,6 +318,7 @@ class Trainer:
                 cache=self.config.cache,
                 progress=progress,
                 prefetch_bytes=self.prefetch_bytes,
+                smaller_tiles=False,
             )
         return stage_metrics(by_stage, classes=self.run.classes, unit=self.config.unit)
 

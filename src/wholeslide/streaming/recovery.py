@@ -1,0 +1,84 @@
+"""When memory does not suffice for a slide: forget what it has done so far, and go on with smaller tiles.
+
+Whoever trains or predicts does the slide again. It is never cropped, and never left out.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from wholeslide.allocator import return_freed_memory
+from wholeslide.errors import Problem, SlideError
+from wholeslide.streaming.engine import StreamingEngine
+
+logger = logging.getLogger(__name__)
+
+#: What an allocation that failed says where it is no ``MemoryError`` and no ``torch.OutOfMemoryError``.
+_SAYINGS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+_REMEDY = "end other programs, or use a machine with more memory; more --stages, a coarser --mpp and --store disk all need less"
+
+
+class SlideMemoryError(SlideError):
+    """Memory did not suffice for a slide. ``file`` is its name."""
+
+    def __init__(self, file: str, what: str = "not enough memory") -> None:
+        super().__init__([Problem(what, file, _REMEDY)])
+        self.file = file
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in host memory or on a device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+
+
+@contextmanager
+def memory_for(file: str) -> Iterator[None]:
+    """A block that works on one slide.
+
+    Raises:
+        SlideMemoryError: an allocation failed in it. As long as that error is handled, it holds all that the block held: leave its
+            ``except`` clause before anything is tried again.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SlideMemoryError(file) from error
+
+
+def take_smaller_plan(engine: StreamingEngine, file: str) -> None:
+    """Discard all gradients, give back what is free, and turn the engine to smaller tiles without kept graphs.
+
+    Raises:
+        SlideMemoryError: there are no smaller ones.
+    """
+    engine.network.zero_grad(set_to_none=True)
+    gc.collect()
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        return_freed_memory(0)
+    smaller = engine.plan.smaller
+    if smaller is None:
+        raise SlideMemoryError(file, "not enough memory, even with the smallest tiles")
+    engine.go_on_with(smaller)
+    logger.warning(
+        "not enough memory for %s: it is done again, and all from here on, with tiles of at most %d px and no graphs kept",
+        file,
+        max(smaller.tile_px),
+    )
