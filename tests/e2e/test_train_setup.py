@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,17 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from train_tiny import make_cohort, tiny_config
 
-from wholeslide.errors import CohortError, ConfigError, RunError, WholeslideError
+from wholeslide.errors import CohortError, ConfigError, Problem, RunError, WholeslideError
+from wholeslide.model.network import LocalNetwork
 from wholeslide.slides.prepare import prepare
 from wholeslide.slides.working import WorkingSlide, open_working_slide
+from wholeslide.streaming.config import StreamingConfig
+from wholeslide.streaming.plan import Plan
+from wholeslide.streaming.planner import NotEnoughMemoryError
+from wholeslide.train import fitting
 from wholeslide.train.loop import dry_run, train
 from wholeslide.train.run import Run
 
@@ -46,6 +54,101 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(manifest: Path, tmp_p
     train(config)
     lines = dry_run(tiny_config(manifest, tmp_path / "run", resume=True, epochs=4))
     assert lines[0] == f"would go on with {tmp_path / 'run'} after 2 epochs and 6 steps"
+
+
+def test_the_plan_stands_in_a_table_before_the_first_epoch(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = tiny_config(manifest, tmp_path / "run", epochs=1, memory="2GiB", store="disk")
+    lines = dry_run(config)
+    caplog.clear()
+    train(config)
+    assert caplog.messages[: len(lines)] == lines
+    parts = [line.split("|")[0].strip() for line in lines if "|" in line]
+    assert parts == ["part", "stem", "stage 1", "stage 2"]
+    assert re.search(r"memory: about .* at most, of the 2\.0 GiB of --memory", "\n".join(lines))
+    assert re.search(r"; [1-9]\d* KiB of features are written for the largest slide", "\n".join(lines))
+    resumed = dry_run(dataclasses.replace(config, resume=True))
+    assert [line for line in resumed if "|" in line] == [line for line in lines if "|" in line]
+
+
+def test_the_number_of_stages_is_chosen_once(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time that is predicted; a resumed run, on whatever machine, keeps it."""
+    seconds = {1: 3.0, 2: 1.0, 4: 2.0}
+    make_plan = fitting.make_plan
+
+    def timed(network: LocalNetwork, *others: Any) -> Plan:
+        return dataclasses.replace(make_plan(network, *others), seconds_per_megapixel=seconds[network.depth])
+
+    monkeypatch.setattr(fitting, "make_plan", timed)
+    config = tiny_config(manifest, tmp_path / "run", stages="auto", epochs=1)
+    lines = dry_run(config)
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if "| yes |" in line.replace("  ", "")]
+    assert [row[0] for row in rows] == ["1", "2", "4"]  # the backbone has four blocks
+    assert [row[-1] for row in rows] == ["", "chosen", ""]
+    run = train(config)
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["stages"] == 2
+    assert run.load_network().depth == 2
+    seconds[4] = 0.5
+    resumed = train(dataclasses.replace(config, resume=True, epochs=2))
+    assert resumed.config.stages == 2
+    assert "chosen" not in "\n".join(dry_run(dataclasses.replace(config, resume=True, epochs=2)))
+
+
+def largest_of(manifest: Path) -> tuple[str, str]:
+    """The file and the size of the image with the largest area."""
+    found = []
+    for path in manifest.parent.glob("*.png"):
+        with Image.open(path) as image:
+            found.append((image.width * image.height, path.name, f"{image.width}x{image.height}"))
+    return max(found)[1:]
+
+
+def test_a_cohort_that_does_not_fit_says_what_would(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is made to depend on stages, store and tile alone."""
+    mib = 2**20
+
+    def least(network: LocalNetwork, size: Any, config: StreamingConfig, *others: Any) -> int:
+        return (800 // network.depth + 400 * (config.store == "host") + 50 * (config.tile is not None)) * mib
+
+    def refuse(network: LocalNetwork, size: Any, config: StreamingConfig, *others: Any) -> Plan:
+        raise NotEnoughMemoryError([Problem("no", "no", "no")], least(network, size, config))
+
+    monkeypatch.setattr(fitting, "least_memory", least)
+    monkeypatch.setattr(fitting, "make_plan", refuse)
+    largest, size = largest_of(manifest)
+
+    def said(**options: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            dry_run(tiny_config(manifest, tmp_path / "run", **options))
+        return str(caught.value)
+
+    assert said(store="host", memory="420MiB", tile=None) == (
+        f"the largest slide, of {size} px, needs 0.79GiB of memory at 2 stages ({largest}, --memory 420MiB): "
+        "give at least 0.79GiB, or --store disk"
+    )
+    assert said(memory="420MiB", tile=64).endswith("give at least 0.44GiB, or --stages 4, or no --tile")
+    assert said(method="end-to-end", memory="250MiB").endswith(
+        "at one stage " + f"({largest}, --memory 250MiB): give at least 0.84GiB, or --method local-k4"
+    )
+    assert said(memory="100MiB").endswith(": give at least 0.44GiB")
+    assert said(memory="100MiB", stages="auto", tile=None) == (
+        f"not enough memory for the largest slide, of {size} px, at any number of stages ({largest}, --memory 100MiB): "
+        "give at least 0.20GiB, which does for --stages 4, or a coarser --mpp"
+    )
+
+
+def test_a_cohort_that_really_does_not_fit(manifest: Path, tmp_path: Path) -> None:
+    """What the error advises does."""
+    config = tiny_config(manifest, tmp_path / "run", memory="1GiB", tile=None)
+    with pytest.raises(ConfigError) as caught:
+        dry_run(config)
+    advised = re.search(r"give at least (\S+)$", str(caught.value))
+    assert advised is not None
+    assert dry_run(dataclasses.replace(config, memory=advised[1]))
 
 
 def test_without_a_split_one_is_drawn_and_kept(tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ def test_methods_say_how_many_stages(method: str, stages: int, depth: int) -> No
     assert config(method=method, stages=stages).model_config().stages == depth
 
 
+def test_a_number_of_stages_may_be_left_to_the_run() -> None:
+    chosen = config(stages="auto")
+    chosen.check()
+    assert chosen.chooses_stages
+    assert not config(stages="auto", method="local-k4").chooses_stages
+    assert resumed_config(config(stages=8), chosen).stages == 8
+
+
 def test_every_option_is_documented() -> None:
     documented = TrainConfig.__doc__ or ""
     for field in dataclasses.fields(TrainConfig):

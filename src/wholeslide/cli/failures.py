@@ -47,9 +47,9 @@ def write_problem(problem: Problem) -> None:
 
 
 def write_line(text: str) -> None:
-    """A text on stderr, as one line whatever it holds; its indentation stays."""
+    """A text on stderr, as one line whatever it holds; its indentation and the gaps in a table stay."""
     indentation = text[: len(text) - len(text.lstrip(" "))]
-    sys.stderr.write(indentation + " ".join(text.split()) + "\n")
+    sys.stderr.write(indentation + " ".join(part.strip() for part in text.splitlines()) + "\n")
     sys.stderr.flush()
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from wholeslide.errors import WholeslideError
+from wholeslide.errors import ConfigError, WholeslideError
 from wholeslide.geometry import Size
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.readers import open_slide
 from wholeslide.slides.scale import resolve_l0_mpp, working_sampling
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.engine import StreamingEngine
-from wholeslide.streaming.planner import make_plan
+from wholeslide.streaming.planner import NotEnoughMemoryError, gib, make_plan
 from wholeslide.train.run import Run
 from wholeslide.train.setup import prefetch_limit
 from wholeslide.train.views import Entry
@@ -46,8 +46,16 @@ def trained_engine(
         return StreamingEngine(network, run.plan, device, store_folder=folder)
     store, precision = run.config.store, run.plan.execution.precision
     config = StreamingConfig(memory=memory, store=store, precision=precision)
-    largest = largest_size(slides, slide_config)
-    plan = make_plan(network, largest, config, device, training=False)
+    file, largest = largest_slide(slides, slide_config)
+    try:
+        plan = make_plan(network, largest, config, device, training=False)
+    except NotEnoughMemoryError as error:
+        needed = gib(error.needed_bytes)
+        raise ConfigError.single(
+            f"the largest slide, of {largest} px, needs {needed} of memory",
+            where=f"{file}, --memory {memory}",
+            remedy=f"give at least {needed}",
+        ) from error
     return StreamingEngine(network, plan, device, store_folder=folder)
 
 
@@ -62,13 +70,13 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def largest_size(slides: Iterable[Entry], config: SlideConfig) -> Size:
-    """The largest slide in working pixels, before it is cropped to its tissue, told by the files' headers alone.
+def largest_slide(slides: Iterable[Entry], config: SlideConfig) -> tuple[str, Size]:
+    """The name and the size in working pixels of the largest slide, before it is cropped to its tissue, told by the headers alone.
 
     Slides that cannot be opened are passed over: they are reported when it is their turn.
     """
-    sizes = [size for slide in slides if (size := _whole_size(slide.path, config, slide.mpp)) is not None]
-    return max(sizes, key=lambda size: size.area, default=USUAL)
+    sizes = [(slide.file, size) for slide in slides if (size := _whole_size(slide.path, config, slide.mpp)) is not None]
+    return max(sizes, key=lambda named: named[1].area, default=("a slide of usual size", USUAL))
 
 
 def _whole_size(path: Path, config: SlideConfig, mpp: float | None) -> Size | None:

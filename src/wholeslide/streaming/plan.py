@@ -11,8 +11,6 @@ from wholeslide.geometry import Size
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.needs import StageNeeds, TileChoice
 
-_PLACES = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -123,17 +121,3 @@ class Plan:
                 where="plan.json",
                 remedy="start a new run; the file was damaged or written by another version",
             ) from error
-
-    @property
-    def summary(self) -> list[str]:
-        """Lines for a person."""
-        execution = self.execution
-        layout = "channels last" if execution.channels_last else "channels first"
-        kept = ", ".join(f"{px / 1e6:.3g}" for px in self.kept_px[1:])
-        tiles = ", ".join(str(side) for side in self.tile_px)
-        return [
-            f"arithmetic {execution.precision}, {layout}; features between stages {_PLACES[self.store]}",
-            f"tiles of at most {tiles} px a side (stem, stages 1 to {len(self.tile_px) - 1})",
-            f"graphs of {kept} megapixels are kept, and not computed twice",
-            f"largest view {self.largest}: about {self.predicted_peak_bytes / 2**30:.2f} GiB above the process's baseline",
-        ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 import psutil
 import torch
 
-from wholeslide.errors import ConfigError
+from wholeslide.errors import ConfigError, Problem
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
@@ -62,7 +63,11 @@ def gib(needed_bytes: int) -> str:
 
 
 class NotEnoughMemoryError(ConfigError):
-    """The memory that the user named is not enough for the smallest tiles of the largest slide."""
+    """The memory that the user named is not enough for the smallest tiles of the largest slide: ``needed_bytes`` would be."""
+
+    def __init__(self, problems: Iterable[Problem], needed_bytes: int) -> None:
+        super().__init__(problems)
+        self.needed_bytes = needed_bytes
 
 
 def make_plan(
@@ -115,6 +120,11 @@ def least_memory(
     place = _places(config, network, largest, execution, device, held_bytes)[-1]
     stages = _needs(network, largest, execution, device, place, freed_bytes, training=training, timing=None)
     return held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
+
+
+def execution_of(network: LocalNetwork, config: StreamingConfig, device: torch.device) -> Execution:
+    """The arithmetic that a plan of this network has."""
+    return remembered_execution(_at(network, config, device), config.precision, device)[0]
 
 
 def memory_limit(config: StreamingConfig, device: torch.device) -> int:
@@ -176,11 +186,12 @@ def _choices(
     choices = [choice for choice in found if choice is not None]
     if len(choices) < len(stages):
         needed_bytes = held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
-        raise NotEnoughMemoryError.single(
+        problem = Problem(
             f"not enough memory for a slide of {stages[0].view} pixels",
-            where=f"--memory {config.memory}",
-            remedy=f"give at least {gib(needed_bytes)}, or more --stages",
+            f"--memory {config.memory}",
+            f"give at least {gib(needed_bytes)}",
         )
+        raise NotEnoughMemoryError([problem], needed_bytes)
     return choices
 
 

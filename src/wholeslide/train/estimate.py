@@ -5,17 +5,20 @@ from __future__ import annotations
 from torch import nn
 
 from wholeslide.cohort.config import SPLITS
-from wholeslide.streaming.planner import process_bytes
-from wholeslide.train.config import GIB, TrainConfig
+from wholeslide.streaming.planner import memory_limit, process_bytes
+from wholeslide.train.config import TrainConfig
+from wholeslide.train.fitting import candidate_lines
 from wholeslide.train.setup import Prepared, prefetch_limit
 from wholeslide.train.survey import augmented_megapixels, megapixels
-
-MIB = 2**20
+from wholeslide.train.tables import amount, clock, plan_lines
 
 
 def describe(prepared: Prepared) -> list[str]:
     """The cohort, the plan, and the estimates."""
-    return [*cohort_lines(prepared), *prepared.plan.summary, *estimate_lines(prepared)]
+    lines = cohort_lines(prepared)
+    if prepared.candidates:
+        lines += candidate_lines(prepared.candidates, prepared.config.depth, prepared.plan.largest)
+    return [*lines, *plan_lines(prepared.plan), *estimate_lines(prepared)]
 
 
 def cohort_lines(prepared: Prepared) -> list[str]:
@@ -49,10 +52,20 @@ def estimate_lines(prepared: Prepared) -> list[str]:
     return [
         f"time: about {train_seconds / max(1, len(train)):.1f} s a slide, {clock(epoch_seconds)} an epoch, "
         f"{clock(epochs * epoch_seconds)} for {epochs} epochs, reading of slides not counted",
-        f"memory: about {amount(held + plan.predicted_peak_bytes + ahead)} at most: {amount(held)} for the program, the weights "
-        f"and the optimiser, {amount(plan.predicted_peak_bytes)} for a step, {amount(ahead)} for reading ahead",
-        f"disk: at most about {amount(disk)} for checkpoints in {config.out}",
+        f"memory: about {amount(held + plan.predicted_peak_bytes + ahead)} at most, of {_limit(prepared)}: "
+        f"{amount(held)} for the program, the weights and the optimiser, {amount(plan.predicted_peak_bytes)} for a step, "
+        f"{amount(ahead)} for reading ahead",
+        f"disk: at most about {amount(disk)} for checkpoints in {config.out}; {amount(plan.disk_bytes)} of features are written "
+        "for the largest slide",
     ]
+
+
+def _limit(prepared: Prepared) -> str:
+    config, device = prepared.config, prepared.device
+    limit = amount(memory_limit(config.streaming_config(), device))
+    if config.memory not in (None, "smallest"):
+        return f"the {limit} of --memory"
+    return f"{limit} that {'the GPU has free' if device.type == 'cuda' else 'this machine has'}"
 
 
 def total_epochs(config: TrainConfig) -> int:
@@ -65,16 +78,3 @@ def checkpoint_bytes(network: nn.Module) -> int:
     weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
     return int(weights + 2 * trained)
-
-
-def clock(seconds: float) -> str:
-    """A length of time in the unit that suits it."""
-    for limit, unit, length in ((90, "s", 1), (90 * 60, "min", 60), (48 * 3600, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / length:.0f} {unit}" if unit != "h" else f"{seconds / length:.1f} h"
-    return f"{seconds / 86400:.1f} days"
-
-
-def amount(count_bytes: float) -> str:
-    """A number of bytes in MiB or GiB."""
-    return f"{count_bytes / GIB:.1f} GiB" if count_bytes >= GIB else f"{count_bytes / MIB:.0f} MiB"

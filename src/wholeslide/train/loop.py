@@ -19,6 +19,7 @@ from wholeslide.train.run import Run, claim_folder
 from wholeslide.train.setup import Prepared, choose_device, open_resumed, prefetch_limit, prepare_run
 from wholeslide.train.signals import Interrupted, SignalWatch, watch_signals
 from wholeslide.train.state import LoopState
+from wholeslide.train.tables import plan_lines
 from wholeslide.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def dry_run(config: TrainConfig) -> list[str]:
     return [
         f"would go on with {run.path} after {state.epochs_seen} epochs and {state.step} steps",
         f"{len(cohort.split('train'))} training and {len(cohort.split('valid'))} validation files",
-        *run.plan.summary,
+        *plan_lines(run.plan),
     ]
 
 

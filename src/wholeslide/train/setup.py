@@ -21,8 +21,9 @@ from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.slides.statistics import tissue_statistics
 from wholeslide.slides.working import WorkingSlide
 from wholeslide.streaming.plan import Plan
-from wholeslide.streaming.planner import make_plan, parse_memory
+from wholeslide.streaming.planner import parse_memory
 from wholeslide.train.config import GIB, TrainConfig
+from wholeslide.train.fitting import Candidate, Largest, choose_stages, plan_that_fits
 from wholeslide.train.history import check_loggers
 from wholeslide.train.run import Run, Tissue, claim_folder
 from wholeslide.train.survey import Finding, SlideFacts, facts_of, oddities, raise_finding, survey
@@ -46,7 +47,10 @@ MAY_CHANGE = frozenset(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run about to begin. ``facts`` is by file, ``excluded`` has columns ``file, error``."""
+    """A run about to begin. ``facts`` is by file, ``excluded`` has columns ``file, error``.
+
+    ``candidates`` are what ``--stages auto`` chose from.
+    """
 
     config: TrainConfig
     cohort: Cohort
@@ -57,6 +61,7 @@ class Prepared:
     network: LocalNetwork
     plan: Plan
     device: torch.device
+    candidates: tuple[Candidate, ...] = ()
 
     def facts_of_split(self, name: str) -> list[SlideFacts]:
         return [self.facts[str(file)] for file in self.cohort.split(name)["file"]]
@@ -74,19 +79,21 @@ def prepare_run(config: TrainConfig) -> Prepared:
     cohort, excluded = _readable(config, read, findings)
     for warning in audit(cohort, group=config.group, open_check=partial(_refuse, findings), unit=config.unit):
         logger.warning("%s", warning)
-    if len(excluded):
+    facts, device = _facts_by_file(findings, entries(cohort.table)), choose_device(config)
+    largest = max((Largest(file, fact.size) for file, fact in facts.items()), key=lambda slide: slide.size.area)
+    candidates: tuple[Candidate, ...] = ()
+    if config.chooses_stages:
+        config, candidates = choose_stages(config, largest, device)
+    if len(excluded) or candidates:
         network = _network(config, cohort)
     tissue = _measure_tissue(config, cohort)
     network.pixel_mean.copy_(torch.tensor(tissue.pixel_mean))
     network.pixel_std.copy_(torch.tensor(tissue.pixel_std))
-    facts = _facts_by_file(findings, entries(cohort.table))
     for oddity in oddities(facts):
         logger.warning("%s", oddity)
     if cohort.split("test").empty:
         logger.warning("no slide is in the test split: `wholeslide evaluate` will have nothing to score")
-    device = choose_device(config)
-    largest = max((fact.size for fact in facts.values()), key=lambda size: size.area)
-    plan = make_plan(network.to(device), network.padded_size(largest), config.streaming_config(), device)
+    plan = plan_that_fits(config, network.to(device), largest, device)
     return Prepared(
         config=config,
         cohort=cohort,
@@ -97,6 +104,7 @@ def prepare_run(config: TrainConfig) -> Prepared:
         network=network,
         plan=plan,
         device=device,
+        candidates=candidates,
     )
 
 
@@ -128,6 +136,8 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
         ConfigError: every option that differs and must not.
     """
     may_change = set(MAY_CHANGE)
+    if given.chooses_stages:  # they are chosen already
+        given = replace(given, stages=stored.stages)
     if stored.cache is not None and given.cache is not None:  # moved; prepared pixels are not quite the original ones
         may_change.add("cache")
     if stored.mask_dir is not None and given.mask_dir is not None:  # moved; without its masks a slide is another one
