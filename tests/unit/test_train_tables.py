@@ -36,5 +36,5 @@ def test_a_plan_of_an_earlier_version_is_shown_as_far_as_it_goes() -> None:
 def test_candidates_say_time_memory_and_whether_they_fit() -> None:
     found = (Candidate(1, 3 * 2**30, None, fits=False), Candidate(4, 2**30, 1.5, fits=True))
     lines = candidate_lines(found, 4, Size(2000, 1000))
-    assert cells(lines[3]) == ["1", "-", "-", "3.0 GiB", "no", ""]
-    assert cells(lines[4]) == ["4", "1.5 s", "3 s", "1.0 GiB", "yes", "chosen"]
+    assert cells(lines[3]) == ["1", "-", "-", "3.00 GiB", "no", ""]
+    assert cells(lines[4]) == ["4", "1.5 s", "3 s", "1.00 GiB", "yes", "chosen"]

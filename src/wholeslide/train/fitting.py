@@ -21,8 +21,8 @@ from wholeslide.streaming.planner import (
     memory_limit,
     process_bytes,
 )
-from wholeslide.train.config import TrainConfig
-from wholeslide.train.tables import amount, table_lines
+from wholeslide.train.config import GIB, TrainConfig
+from wholeslide.train.tables import table_lines
 
 STAGES = (1, 2, 4, 8)
 """The numbers of stages that are looked at; of ResNet34 those that the paper cuts."""
@@ -90,13 +90,13 @@ def candidate_lines(candidates: tuple[Candidate, ...], chosen: int, largest: Siz
                 str(candidate.stages),
                 "-" if seconds is None else f"{seconds:.3g} s",
                 "-" if seconds is None else f"{seconds * largest.area / 1e6:.3g} s",
-                amount(candidate.memory_bytes),
+                f"{candidate.memory_bytes / GIB:.2f} GiB",
                 "yes" if candidate.fits else "no",
                 "chosen" if candidate.stages == chosen else "",
             ]
         )
     columns = ["stages", "a megapixel", "the largest slide", "memory", "fits", ""]
-    return [f"--stages auto: {chosen} train quickest of those that fit", *table_lines(columns, rows)]
+    return [f"--stages auto chose {chosen} of these:", *table_lines(columns, rows)]
 
 
 def plan_that_fits(config: TrainConfig, network: LocalNetwork, largest: Largest, device: torch.device) -> Plan:
