@@ -38,6 +38,7 @@ def test_allocations_that_really_fail() -> None:
         RuntimeError("[enforce fail at alloc_cpu.cpp:83] . DefaultCPUAllocator: not enough memory: you tried"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
     ],
     ids=str,
 )
@@ -46,7 +47,14 @@ def test_what_devices_and_libraries_say(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("size mismatch"), ValueError("not enough memory"), KeyboardInterrupt(), OSError(12, "x")]
+    "error",
+    [
+        RuntimeError("size mismatch"),
+        RuntimeError("could not create a primitive descriptor for the convolution forward propagation primitive"),
+        ValueError("not enough memory"),
+        KeyboardInterrupt(),
+        OSError(12, "x"),
+    ],
 )
 def test_other_errors_stay_what_they_are(error: BaseException) -> None:
     assert not is_out_of_memory(error)

@@ -23,26 +23,32 @@ _SAYINGS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "std::bad_alloc",
+    "could not create a primitive",  # oneDNN, when it finds no room for its code or its scratch memory
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+#: What oneDNN says where it has no way to compute a layer at all.
+_UNSUPPORTED = "could not create a primitive descriptor"
 _REMEDY = "end other programs, or use a machine with more memory; more --stages, a coarser --mpp and --store disk all need less"
 
 
 class SlideMemoryError(SlideError):
-    """Memory did not suffice for a slide. ``file`` is its name."""
+    """Memory did not suffice for a slide. ``file`` is its name, ``reason`` what the allocation that failed said."""
 
-    def __init__(self, file: str, what: str = "not enough memory") -> None:
+    def __init__(self, file: str, reason: str, what: str = "not enough memory") -> None:
         super().__init__([Problem(what, file, _REMEDY)])
-        self.file = file
+        self.file, self.reason = file, reason
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, in host memory or on a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+    text = str(error)
+    if _UNSUPPORTED in text:
+        return False
+    return isinstance(error, RuntimeError) and any(saying in text for saying in _SAYINGS)
 
 
 @contextmanager
@@ -58,11 +64,16 @@ def memory_for(file: str) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise SlideMemoryError(file) from error
+        raise SlideMemoryError(file, f"{type(error).__name__} {error}".strip()) from error
 
 
-def take_smaller_plan(engine: StreamingEngine, file: str) -> None:
+def take_smaller_plan(engine: StreamingEngine, file: str, reason: str) -> None:
     """Discard all gradients, give back what is free, and turn the engine to smaller tiles without kept graphs.
+
+    Args:
+        engine: between two slides.
+        file: the slide that memory did not suffice for.
+        reason: what the allocation that failed said.
 
     Raises:
         SlideMemoryError: there are no smaller ones.
@@ -73,9 +84,10 @@ def take_smaller_plan(engine: StreamingEngine, file: str) -> None:
         torch.cuda.empty_cache()
     else:
         return_freed_memory(0)
+    logger.info("%s: %s", file, reason)
     smaller = engine.plan.smaller
     if smaller is None:
-        raise SlideMemoryError(file, "not enough memory, even with the smallest tiles")
+        raise SlideMemoryError(file, reason, "not enough memory, even with the smallest tiles")
     engine.go_on_with(smaller)
     logger.warning(
         "not enough memory for %s: it is done again, and all from here on, with tiles of at most %d px and no graphs kept",

@@ -133,7 +133,8 @@ def _probabilities(engine: StreamingEngine, view: SlideView, file: str, *, small
         try:
             with memory_for(file):
                 return np.asarray(engine.predict(view), dtype=np.float64)
-        except SlideMemoryError:
+        except SlideMemoryError as error:
             if not smaller_tiles:
                 raise
-        take_smaller_plan(engine, file)
+            reason = error.reason
+        take_smaller_plan(engine, file, reason)

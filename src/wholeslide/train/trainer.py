@@ -149,8 +149,8 @@ class Trainer:
             try:
                 return part()
             except SlideMemoryError as error:
-                file = error.file
-            take_smaller_plan(self.engine, file)
+                file, reason = error.file, error.reason
+            take_smaller_plan(self.engine, file, reason)
             self.prefetch_bytes = 0
             self.save()  # first: an earlier checkpoint was not followed by steps of the new plan
             self.run = self.run.with_plan(self.engine.plan)
