@@ -101,26 +101,39 @@ def plan() -> Plan:
     )
 
 
-def test_smaller_plans_end_at_the_economical_tiles() -> None:
-    plans = [plan()]
+def chain(first: Plan) -> list[Plan]:
+    plans = [first]
     while (smaller := plans[-1].smaller) is not None:
         plans.append(smaller)
+    return plans
+
+
+def test_smaller_plans_are_economical_first_and_end_at_the_smallest_tiles() -> None:
+    plans = chain(plan())
     assert plans[1].tile_px == (810, 1512, 702)  # half of the view's 3000, where the tile is larger than the view
     assert [p.kept_px for p in plans[1:]] == [(0, 0, 0)] * (len(plans) - 1)
     assert [p.freed_bytes for p in plans] == [2**30] + [2**20] * (len(plans) - 1)
-    assert plans[-1].tile_px == tuple(stage.cost.economical_side for stage in plan().needs)
-    assert 3 < len(plans) < 8
-    assert plans[-1].predicted_peak_bytes < plans[0].predicted_peak_bytes / 3
+    economical = tuple(stage.cost.economical_side for stage in plan().needs)
+    small = [p for p in plans if any(side < least for side, least in zip(p.tile_px, economical, strict=True))]
+    assert small == plans[-len(small) :]
+    assert plans[-1].tile_px == (54, 54, 54)
+    assert 4 < len(plans) < 12
     for larger, smaller in itertools.pairwise(plans):
-        assert smaller.predicted_peak_bytes <= larger.predicted_peak_bytes
+        assert smaller.predicted_peak_bytes < larger.predicted_peak_bytes
         assert (smaller.execution, smaller.store, smaller.elide) == (larger.execution, larger.store, larger.elide)
         assert smaller.seconds_per_megapixel > larger.seconds_per_megapixel
 
 
+def test_a_peak_that_no_tile_lowers_leads_to_the_smallest_tiles_at_once() -> None:
+    fixed = [replace(stage, decoder_bytes=10**12) for stage in plan().needs]
+    stuck = Plan.of(fixed, [TileChoice(1512, 0)] * 3, execution=plan().execution, store="host", freed_bytes=0)
+    assert [p.tile_px for p in chain(stuck)] == [(1512,) * 3, (54,) * 3]
+
+
 def test_tiles_that_are_smaller_than_economical_are_not_enlarged() -> None:
-    small = replace(plan(), tile_px=(54, 100, 100))
+    small = replace(plan(), tile_px=(50, 100, 120))
     assert small.smaller is not None
-    assert small.smaller.tile_px == small.tile_px
+    assert small.smaller.tile_px == (50, 100, 120)  # less is kept
 
 
 def test_a_plan_without_needs_has_no_smaller_one() -> None:

@@ -97,11 +97,11 @@ class StageNeeds:
         """Of a prediction for the largest view."""
         return self._windows_px(choice.side_px) / _MEGAPIXEL * self.forward_seconds
 
-    def smaller(self, choice: TileChoice) -> TileChoice:
-        """Half the side, though no smaller than is economical, and no graph kept."""
+    def halved(self, choice: TileChoice, *, economical: bool) -> TileChoice:
+        """Half the side and no graph kept; while ``economical``, no tiles that are nearly all halo."""
         present_px = min(choice.side_px, max(self.view.width, self.view.height))
-        half_px = max(self.cost.rounded(present_px // 2), self.cost.economical_side)
-        return TileChoice(min(choice.side_px, half_px), 0)
+        least_px = self.cost.economical_side if economical else self.cost.step_px
+        return TileChoice(min(choice.side_px, max(self.cost.rounded(present_px // 2), least_px)), 0)
 
     def least_bytes(self, side_px: int | None) -> int:
         """With the smallest tiles and no graph kept."""

@@ -77,21 +77,31 @@ class Plan:
 
     @property
     def smaller(self) -> Plan | None:
-        """The same arithmetic in less memory: smaller tiles, and no graph kept; nothing where there is no such plan."""
-        if not self.needs:
-            return None
-        choices = [stage.smaller(choice) for stage, choice in zip(self.needs, self.choices, strict=True)]
-        freed_bytes = min(self.freed_bytes, max(stage.freed_bytes for stage in self.needs))
-        if choices == self.choices and freed_bytes == self.freed_bytes:
-            return None
-        return Plan.of(
-            self.needs,
-            choices,
-            execution=self.execution,
-            store=self.store,
-            freed_bytes=freed_bytes,
-            elide=self.elide,
-        )
+        """The same arithmetic in less memory: no graph kept, and tiles halved until the predicted peak is lower.
+
+        As long as there are any, tiles that are not nearly all halo. Nothing where these tiles are the smallest.
+        """
+        choices, found = self.choices, None
+        while (fewer := self._halved(choices)) != choices:
+            choices = fewer
+            found = Plan.of(
+                self.needs,
+                choices,
+                execution=self.execution,
+                store=self.store,
+                freed_bytes=min(self.freed_bytes, max(stage.freed_bytes for stage in self.needs)),
+                elide=self.elide,
+            )
+            if found.predicted_peak_bytes < self.predicted_peak_bytes:
+                break
+        return found
+
+    def _halved(self, choices: list[TileChoice]) -> list[TileChoice]:
+        pairs = list(zip(self.needs, choices, strict=True)) if self.needs else []
+        halved = [stage.halved(choice, economical=True) for stage, choice in pairs]
+        if halved == choices:
+            halved = [stage.halved(choice, economical=False) for stage, choice in pairs]
+        return halved or choices
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -88,9 +88,12 @@ def take_smaller_plan(engine: StreamingEngine, file: str, reason: str) -> None:
     smaller = engine.plan.smaller
     if smaller is None:
         raise SlideMemoryError(file, reason, "not enough memory, even with the smallest tiles")
+    longer = smaller.seconds_per_megapixel / engine.plan.seconds_per_megapixel
     engine.go_on_with(smaller)
     logger.warning(
-        "not enough memory for %s: it is done again, and all from here on, with tiles of at most %d px and no graphs kept",
+        "not enough memory for %s: it is done again, and all from here on, with tiles of at most %d px and no graphs kept, "
+        "which takes about %.1f times as long",
         file,
-        max(smaller.tile_px),
+        max(smaller.tile_px[1:]),
+        longer,
     )
