@@ -47,8 +47,8 @@ _UNITS = {
 }
 
 
-def parse_memory(text: str) -> int:
-    """``"8GiB"``, ``"900 MB"`` or a number of bytes, in bytes.
+def parse_memory(text: str, *, option: str = "--memory") -> int:
+    """``"8GiB"``, ``"900 MB"`` or a number of bytes, in bytes; ``option`` is where a user wrote it.
 
     Raises:
         ConfigError: the text is not a size of memory.
@@ -57,13 +57,19 @@ def parse_memory(text: str) -> int:
     unit = match[2].lower() if match else ""
     if match is None or unit not in _UNITS or float(match[1]) <= 0:
         raise ConfigError.single(
-            "not a size of memory", where=f"--memory {text}", remedy="write for example 8GiB or 900MiB"
+            "not a size of memory", where=f"{option} {text}", remedy="write for example 8GiB or 900MiB"
         )
     return int(float(match[1]) * _UNITS[unit])
 
 
 def make_plan(
-    network: LocalNetwork, largest: Size, config: StreamingConfig, device: torch.device, *, training: bool = True
+    network: LocalNetwork,
+    largest: Size,
+    config: StreamingConfig,
+    device: torch.device,
+    *,
+    training: bool = True,
+    over_baseline_bytes: int | None = None,
 ) -> Plan:
     """Choose precision, layout, store and tile sizes for slides of up to ``largest`` pixels.
 
@@ -73,6 +79,7 @@ def make_plan(
         config: what the user chose.
         device: where tiles are computed.
         training: whether gradients will be asked for; a prediction needs less memory.
+        over_baseline_bytes: what a step may hold above the process as it is then, in place of the limit in ``config``.
 
     Raises:
         ConfigError: the memory that the user named is not enough for the smallest tiles.
@@ -101,7 +108,7 @@ def make_plan(
         )
         for number, cost in enumerate(costs)
     ]
-    choices = _choices(stages, config, device, held_bytes)
+    choices = _choices(stages, config, device, held_bytes, over_baseline_bytes)
     trained = list(zip(stages, choices, strict=True))[1:]
     twice = sum(stage.computed_twice(choice) for stage, choice in trained) / len(trained)
     return Plan(
@@ -118,17 +125,24 @@ def make_plan(
 
 
 def _choices(
-    stages: list[_StageNeeds], config: StreamingConfig, device: torch.device, held_bytes: int
+    stages: list[_StageNeeds],
+    config: StreamingConfig,
+    device: torch.device,
+    held_bytes: int,
+    over_baseline_bytes: int | None,
 ) -> list[_Choice]:
     """The best tiles of each stage within what the process leaves."""
-    budget_bytes = _budget_bytes(config, stages, device, held_bytes)
+    if over_baseline_bytes is None:
+        budget_bytes, named = _budget_bytes(config, stages, device, held_bytes), f"--memory {config.memory}"
+    else:
+        budget_bytes, named, held_bytes = over_baseline_bytes, f"--over-baseline {over_baseline_bytes / 2**20:g}MiB", 0
     found = [stage.best_choice(budget_bytes, config.tile) for stage in stages]
     choices = [choice for choice in found if choice is not None]
     if len(choices) < len(stages):
         needed_bytes = held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
         raise ConfigError.single(
             f"not enough memory for a slide of {stages[0].view} pixels",
-            where=f"--memory {config.memory}",
+            where=named,
             remedy=f"give at least {needed_bytes / 2**30 + 0.005:.2f}GiB, or more --stages",
         )
     return choices
