@@ -12,7 +12,8 @@ import tifffile
 
 from wholeslide.geometry import Box, Size
 
-#: Side of the squares that are all texture or all white. JPEG compresses squares that divide it, so that white stays white.
+#: Side of the squares that are all texture or all white. JPEG compresses squares that divide it, each for itself where colour
+#: is not subsampled, so that white stays white.
 SQUARE_PX = 16
 _TILE_PX = 512
 _PATTERNS = 16
@@ -84,6 +85,7 @@ def write_texture(path: Path, size: Size, *, seed: int, tissue_fraction: float =
                 photometric="rgb",
                 compression="jpeg",
                 compressionargs={"level": 85},
+                subsampling=(1, 1),
                 subfiletype=int(downsample > 1),
                 metadata=None,
             )
