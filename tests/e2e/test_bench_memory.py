@@ -70,6 +70,7 @@ def test_a_row_that_cannot_be_measured_says_why() -> None:
     assert result["environment"]["gemm_gflops"].keys() == {"fp32", "bf16"}
     too_little, too_many = result["rows"]
     assert too_little["measured"] is too_many["measured"] is False
+    assert too_little["mendable"] is too_many["mendable"] is True
     assert re.match(
         r"not enough memory for a slide of 700x600 pixels \(--over-baseline 10MiB\): give at least \d\.\d\dGiB",
         too_little["reason"],

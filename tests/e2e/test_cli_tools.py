@@ -190,6 +190,10 @@ class TestBenchMemory:
         unmeasured = {**{key: self.WHOLE[key] for key in self.CASE}, "measured": False, "reason": "out of memory"}
         assert self.measure(monkeypatch, tmp_path / "memory.json", unmeasured).status == 1
         assert json.loads((tmp_path / "memory.json").read_text())["rows"] == [unmeasured]
+        mendable = {**unmeasured, "reason": "not enough memory (--over-baseline 1MiB): give more", "mendable": True}
+        outcome = self.measure(monkeypatch, tmp_path / "memory.json", mendable)
+        assert outcome.status == 2
+        assert outcome.err == ["error: not enough memory (--over-baseline 1MiB): give more"]
 
     def test_a_choice_that_does_not_exist(self, tmp_path: Path) -> None:
         assert refused("bench", "memory", "--modes", "foo", "--out", tmp_path / "memory.json")[0].startswith(

@@ -46,6 +46,8 @@ class MemoryCase:
     seed: int
 
 
+#: The status of a row's process where a user can mend what is wrong.
+MENDABLE = 2
 #: What a row does not repeat: how it was reached is in the command.
 _HIDDEN = ("path", "store_dir", "memory", "over_baseline_bytes", "seed")
 
@@ -57,7 +59,7 @@ def bench_memory(
 
     Returns:
         ``environment``, with the GEMM rate of this run, and ``rows``. A row that could not be measured says
-        ``"measured": false`` and why.
+        ``"measured": false`` and why, and whether a user can mend it.
 
     Raises:
         ConfigError: a choice is not among those that exist.
@@ -155,7 +157,7 @@ def _measured(case: MemoryCase, gemm_gflops: dict[str, float]) -> dict[str, Any]
         return {**row, **shares}
     reason = finished.stderr.strip().splitlines()[-1] if finished.stderr.strip() else _ending(finished.returncode)
     _log.warning("%s %s %sx%s could not be measured: %s", case.method, case.mode, case.width, case.height, reason)
-    return {**facts, "measured": False, "reason": reason}
+    return {**facts, "measured": False, "reason": reason, "mendable": finished.returncode == MENDABLE}
 
 
 def _ending(status: int) -> str:

@@ -10,16 +10,16 @@ from wholeslide.errors import WholeslideError
 
 
 def main() -> int:
-    """Set the allocator before torch makes its first tensor, then measure; 2 for what a user can mend, said in a line."""
+    """Set the allocator before torch makes its first tensor, then measure; what a user can mend is said in a line."""
     fix_thresholds()
-    from wholeslide.bench.memory import MemoryCase
+    from wholeslide.bench.memory import MENDABLE, MemoryCase
     from wholeslide.bench.memory_step import measure
 
     try:
         row = measure(MemoryCase(**json.load(sys.stdin)))
     except WholeslideError as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+        return MENDABLE
     sys.stdout.write(json.dumps(row) + "\n")
     return 0
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wholeslide.bench.config import MemoryBenchConfig
 from wholeslide.cli.command import Command
-from wholeslide.cli.failures import UNEXPECTED, write_line
+from wholeslide.cli.failures import MENDABLE, UNEXPECTED, write_line
 from wholeslide.cli.output import format_bytes, print_table, write
 from wholeslide.errors import ConfigError
 
@@ -55,7 +55,7 @@ class BenchMemoryArguments:
 
 
 def run(arguments: BenchMemoryArguments) -> int:
-    """Measure, show, and write; 1 where nothing could be measured."""
+    """Measure, show, and write; 2 where nothing could be measured and the user can mend that, else 1."""
     from wholeslide.bench.comparison import shares_of_end_to_end
     from wholeslide.bench.memory import bench_memory
     from wholeslide.train.checkpoint import disk_errors, write_atomically
@@ -81,7 +81,15 @@ def run(arguments: BenchMemoryArguments) -> int:
         write(f"Drawn in {arguments.plot}")
     elif arguments.plot is not None:
         write_line("no picture: end to end in one piece ran at no size")
-    return 0 if measured else UNEXPECTED
+    return 0 if measured else _nothing_measured(found["rows"])
+
+
+def _nothing_measured(rows: Sequence[dict[str, Any]]) -> int:
+    if not all(row.get("mendable", False) for row in rows):
+        return UNEXPECTED
+    for reason in dict.fromkeys(row["reason"] for row in rows):
+        write_line(f"error: {reason}")
+    return MENDABLE
 
 
 def command_line(arguments: BenchMemoryArguments) -> str:
