@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from wholeslide.model.heads import AttentionClassifier, auxiliary_classifier, final_classifier, head_kernel
+from wholeslide.model.heads import (
+    AttentionClassifier,
+    _Moments,
+    auxiliary_classifier,
+    final_classifier,
+    head_kernel,
+)
 
 
 @pytest.mark.parametrize(("stride", "kernel"), [(1, 9), (6, 9), (12, 9), (13, 7), (24, 7), (25, 5), (48, 5), (96, 5)])
@@ -63,7 +69,7 @@ def tiny_head(dropout: float = 0.5) -> AttentionClassifier:
 def test_two_cells_by_hand() -> None:
     """z = (0, 2): mean 1, variance 1; behind norm and ReLU h = (0, 1/√(1 + 1e-5)); the scores are (0, tanh h)."""
     head = tiny_head()
-    output = head(torch.tensor([[0.0], [2.0]], dtype=torch.float64))
+    output = head([torch.tensor([[0.0], [2.0]], dtype=torch.float64)])
     h = 1 / math.sqrt(1 + 1e-5)
     attention = math.exp(math.tanh(h)) / (1 + math.exp(math.tanh(h)))
     assert output.attention_n.tolist() == pytest.approx([1 - attention, attention], abs=1e-14)
@@ -73,11 +79,11 @@ def test_two_cells_by_hand() -> None:
 def test_dropout_takes_weights_away_and_scales_the_rest() -> None:
     head = tiny_head(dropout=0.2)
     z, count = torch.tensor([[0.0], [2.0]]).double(), torch.ones(2).double()
-    whole = head(z).logits
-    assert torch.allclose(head(z, count, torch.tensor([1.0, 1.0]).double()).logits, whole / 0.8)
+    whole = head([z]).logits
+    assert torch.allclose(head([z], count, torch.tensor([1.0, 1.0]).double()).logits, whole / 0.8)
     # The first cell's feature is zero.
-    assert torch.allclose(head(z, count, torch.tensor([0.0, 1.0]).double()).logits, whole / 0.8)
-    assert torch.equal(head(z, count, torch.tensor([1.0, 0.0]).double()).logits, torch.zeros(2, dtype=torch.float64))
+    assert torch.allclose(head([z], count, torch.tensor([0.0, 1.0]).double()).logits, whole / 0.8)
+    assert torch.equal(head([z], count, torch.tensor([1.0, 0.0]).double()).logits, torch.zeros(2, dtype=torch.float64))
 
 
 def test_a_row_that_stands_for_several_cells_is_those_cells() -> None:
@@ -86,8 +92,8 @@ def test_a_row_that_stands_for_several_cells_is_those_cells() -> None:
     kept = torch.tensor([1, 0, 1, 1, 1, 0, 1]).double()
     alike = z[[0, 1, 2, 3, 4, 4, 4]].requires_grad_()
     together = z[:5].clone().requires_grad_()
-    expected = head(alike, None, kept)
-    found = head(together, torch.tensor([1, 1, 1, 1, 3]).double(), torch.tensor([1, 0, 1, 1, 2]).double())
+    expected = head([alike], None, kept)
+    found = head([together], torch.tensor([1, 1, 1, 1, 3]).double(), torch.tensor([1, 0, 1, 1, 2]).double())
     torch.testing.assert_close(found.logits, expected.logits)
     torch.testing.assert_close(found.attention_n, expected.attention_n[:5])
     (expected_gradient,) = torch.autograd.grad(expected.logits[0], alike)
@@ -96,14 +102,32 @@ def test_a_row_that_stands_for_several_cells_is_those_cells() -> None:
     torch.testing.assert_close(gradient[4], expected_gradient[4:].sum(dim=0))
 
 
-def test_the_norm_is_a_group_norm_of_one_group_a_channel() -> None:
+def test_the_moments_are_those_of_a_group_norm_with_one_group_a_channel() -> None:
     head = auxiliary_classifier(6, 12, classes=2, dropout=0).double()
-    with torch.no_grad():
-        head.norm.weight.uniform_(0.5, 1.5)
-        head.norm.bias.uniform_(-0.5, 0.5)
     z = torch.randn(12, 6).double()
+    mean, variance = _Moments.apply(torch.ones(12).double(), z[:5], z[5:])
     by_torch = head.norm(z.T.reshape(1, 6, 4, 3))[0].flatten(1).T
-    torch.testing.assert_close(head._normalised(z, torch.ones(12).double()), by_torch)
+    torch.testing.assert_close((z - mean) * (variance + head.norm.eps).rsqrt(), by_torch)
+
+
+def test_the_gradients_of_the_moments() -> None:
+    parts = [torch.randn(rows, 3).double().requires_grad_() for rows in (4, 1, 7)]
+    count = torch.rand(12).double() + 0.5
+    assert torch.autograd.gradcheck(lambda *z_parts: _Moments.apply(count, *z_parts), parts)
+
+
+def test_parts_change_nothing() -> None:
+    head = auxiliary_classifier(6, 12, classes=2, dropout=0.2).double()
+    z, count = torch.randn(50, 6).double(), torch.rand(50).double() + 0.5
+    kept = (torch.rand(50) > 0.2).double()
+    found = []
+    for rows in (50, 7):
+        leaf = z.clone().requires_grad_()
+        output = head(leaf.split(rows), count, kept)
+        gradients = torch.autograd.grad(output.logits[0], [leaf, *head.attention_tanh.parameters()])
+        found.append([output.logits, output.attention_n, *gradients])
+    for whole, in_parts in zip(*found, strict=True):
+        torch.testing.assert_close(in_parts, whole)
 
 
 @pytest.mark.parametrize("kernel", [5, 7, 9])
@@ -128,5 +152,5 @@ def test_a_multiple_of_the_kernel_is_not_padded() -> None:
 def test_attention_sums_to_one() -> None:
     head = auxiliary_classifier(6, 12, classes=2, dropout=0.2)
     count = torch.tensor([1.0, 1.0, 5.0])
-    output = head(torch.randn(3, 6), count)
+    output = head([torch.randn(3, 6)], count)
     assert (count @ output.attention_n).item() == pytest.approx(1, abs=1e-6)

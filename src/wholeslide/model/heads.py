@@ -6,11 +6,13 @@ it; everything that looks at the whole slide (norm, attention, pooling) happens 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class HeadOutput(NamedTuple):
@@ -58,36 +60,96 @@ class AttentionClassifier(nn.Module):
         height, width = x_bchw.shape[-2:]
         right, bottom = -width % self.kernel, -height % self.kernel
         padded = F.pad(x_bchw, (0, right, 0, bottom)) if right or bottom else x_bchw
-        return F.conv2d(padded, self.to_grid.weight if weight is None else weight, stride=self.kernel)
+        weight = self.to_grid.weight if weight is None else weight
+        if x_bchw.stride(1) == 1:  # channels last
+            return self._grid_by_product(padded, weight)
+        return F.conv2d(padded, weight, stride=self.kernel)
+
+    def _grid_by_product(self, x_bchw: Tensor, weight: Tensor) -> Tensor:
+        """The same convolution as one product of matrices: its windows do not overlap."""
+        batch, channels, height, width = x_bchw.shape
+        rows, columns, k = height // self.kernel, width // self.kernel, self.kernel
+        windows = x_bchw.permute(0, 2, 3, 1).reshape(batch, rows, k, columns, k, channels).transpose(2, 3)
+        z_bhwc = windows.reshape(-1, k * k * channels) @ weight.permute(2, 3, 1, 0).reshape(k * k * channels, -1)
+        return z_bhwc.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
 
     def grid_length(self, cells: int) -> int:
         """Grid cells that cover ``cells`` cells of x_k along one axis."""
         return -(-cells // self.kernel)
 
-    def forward(self, z_nc: Tensor, count_n: Tensor | None = None, kept_n: Tensor | None = None) -> HeadOutput:
+    def forward(
+        self, z_parts: Sequence[Tensor], count_n: Tensor | None = None, kept_n: Tensor | None = None
+    ) -> HeadOutput:
         """Classify a slide from its whole grid, given as rows; cells of the grid that are alike may share one.
 
         Args:
-            z_nc: cells of the grid, (N, C); two cells or more in all.
+            z_parts: cells of the grid, (N_1, C), (N_2, C), …; two cells or more in all. Where there are several parts, what a
+                part needs on the way back is computed again, so that no more memory is taken than for the largest.
             count_n: how many cells of the grid each row stands for, (N,); by default each stands for one.
             kept_n: the attention weights that survive dropout, counted in the same way; by default all do.
         """
-        count_n = torch.ones_like(z_nc[:, 0]) if count_n is None else count_n
-        features_nc = F.relu(self._normalised(z_nc, count_n))
-        gated = torch.tanh(self.attention_tanh(features_nc)) * torch.sigmoid(self.attention_gate(features_nc))
-        score_n = self.attention_score(gated)[:, 0]
+        if count_n is None:
+            count_n = torch.cat([torch.ones_like(z_nc[:, 0]) for z_nc in z_parts])
+        mean_c, variance_c = _Moments.apply(count_n, *z_parts)
+        scale_c = (variance_c + self.norm.eps).rsqrt() * self.norm.weight
+        lean = _recomputed if len(z_parts) > 1 else _called
+        score_n = torch.cat([lean(self._scores, z_nc, mean_c, scale_c) for z_nc in z_parts])
         score_n = score_n - score_n.detach().max()
         attention_n = score_n.exp() / (count_n @ score_n.exp())
         weights_n = attention_n * (count_n if kept_n is None else kept_n / (1 - self.dropout))
-        logits = self.logits(F.relu(self.hidden(weights_n @ features_nc)))
+        shares = torch.split(weights_n, [len(z_nc) for z_nc in z_parts])
+        parts = zip(z_parts, shares, strict=True)
+        pooled = [lean(self._pooled, z_nc, mean_c, scale_c, share) for z_nc, share in parts]
+        logits = self.logits(F.relu(self.hidden(torch.stack(pooled).sum(dim=0))))
         return HeadOutput(logits, attention_n)
 
-    def _normalised(self, z_nc: Tensor, count_n: Tensor) -> Tensor:
-        """The norm of one group a channel: moments over all cells of the grid, each row as often as it stands for a cell."""
-        share_n = count_n / count_n.sum()
-        centred_nc = z_nc - share_n @ z_nc
-        variance_c = share_n @ centred_nc.square()
-        return centred_nc * (variance_c + self.norm.eps).rsqrt() * self.norm.weight + self.norm.bias
+    def _features(self, z_nc: Tensor, mean_c: Tensor, scale_c: Tensor) -> Tensor:
+        return F.relu((z_nc - mean_c) * scale_c + self.norm.bias)
+
+    def _scores(self, z_nc: Tensor, mean_c: Tensor, scale_c: Tensor) -> Tensor:
+        features_nc = self._features(z_nc, mean_c, scale_c)
+        gated = torch.tanh(self.attention_tanh(features_nc)) * torch.sigmoid(self.attention_gate(features_nc))
+        score_n: Tensor = self.attention_score(gated)[:, 0]
+        return score_n
+
+    def _pooled(self, z_nc: Tensor, mean_c: Tensor, scale_c: Tensor, weights_n: Tensor) -> Tensor:
+        return weights_n @ self._features(z_nc, mean_c, scale_c)
+
+
+def _called(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    return function(*arguments)
+
+
+def _recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """Without keeping a graph: the way back computes it again."""
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance of each channel, (C,), over rows that come in parts and each count so many times.
+
+    The variance is that about the mean. Nothing but the rows themselves is kept for the way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count_n: Tensor, *z_parts: Tensor) -> tuple[Tensor, Tensor]:
+        shares = torch.split(count_n / count_n.sum(), [len(z_nc) for z_nc in z_parts])
+        mean_c = torch.stack([share @ z_nc for share, z_nc in zip(shares, z_parts, strict=True)]).sum(dim=0)
+        squares = [share @ (z_nc - mean_c).square() for share, z_nc in zip(shares, z_parts, strict=True)]
+        ctx.save_for_backward(mean_c, *shares, *z_parts)
+        return mean_c, torch.stack(squares).sum(dim=0)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        mean_c, *saved = ctx.saved_tensors
+        shares, z_parts = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        to_mean_c, to_variance_c = outer
+        gradients = [
+            share[:, None] * (to_mean_c + 2 * to_variance_c * (z_nc - mean_c))
+            for share, z_nc in zip(shares, z_parts, strict=True)
+        ]
+        return None, *gradients
 
 
 def head_kernel(stride: int) -> int:

@@ -25,6 +25,7 @@ from wholeslide.errors import ConfigError
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.background import PixelSource, VaryingPixels
 from wholeslide.streaming.disk_store import folder_for_features
+from wholeslide.streaming.grid import ROWS_OF_A_PART
 from wholeslide.streaming.objective import StageObjective
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stage_pass import StagePass, StageStep
@@ -51,7 +52,9 @@ class StreamingEngine:
         self, network: LocalNetwork, plan: Plan, device: torch.device, *, store_folder: Path | None = None
     ) -> None:
         fix_thresholds()
-        self.network = network.to(device=device, dtype=plan.execution.parameter_dtype)
+        self.network = plan.execution.arrange_parameters(
+            network.to(device=device, dtype=plan.execution.parameter_dtype)
+        )
         self.network.train()
         self.plan, self.device = plan, device
         folder = folder_for_features(store_folder) if plan.store == "disk" else None
@@ -121,7 +124,8 @@ class StreamingEngine:
             self._tidy()
             if observer is not None:
                 observer(number, work.x, work.layout.whole(work.z_nc))
-            logits = self.network.head(number)(work.z_nc, work.layout.counts(work.z_nc)).logits
+            z_parts = torch.split(work.z_nc, ROWS_OF_A_PART)
+            logits = self.network.head(number)(z_parts, work.layout.counts(work.z_nc)).logits
             rows.append(torch.softmax(logits.double(), dim=0).cpu().numpy())
             x = work.x if work.x is not None else x
         x.close()

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from wholeslide.geometry import Box, Size
 
+#: Rows of z that a classifier works on at a time.
+ROWS_OF_A_PART = 8192
+
 
 @dataclass(frozen=True)
 class GridLayout:

@@ -6,7 +6,9 @@ flow back into the stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
-from wholeslide.model.network import LocalNetwork
+from wholeslide.model.network import LocalNetwork, ReconstructionLoss
 from wholeslide.model.reconstruction import draw_regions, target_box
 from wholeslide.streaming.grid import GridLayout
 
@@ -29,15 +31,15 @@ class StageObjective:
     draws: Draws
     view_size: Size
 
-    def classification(self, z_nc: Tensor, layout: GridLayout) -> tuple[Tensor, Tensor]:
-        """The classification loss and the class probabilities (classes,), from the whole grid."""
+    def classification(self, z_parts: Sequence[Tensor], layout: GridLayout) -> tuple[Tensor, Tensor]:
+        """The classification loss and the class probabilities (classes,), from the whole grid, its rows in parts."""
         head = self.network.head(self.number)
         kept_n = None
         if head.dropout > 0:
             rng = self.draws.rng("dropout", stage=self.number)
             kept_hw = rng.random((layout.size.height, layout.size.width)) >= head.dropout
-            kept_n = layout.survivors(kept_hw, z_nc)
-        logits = head(z_nc, layout.counts(z_nc), kept_n).logits
+            kept_n = layout.survivors(kept_hw, z_parts[0])
+        logits = head(z_parts, layout.counts(z_parts[0]), kept_n).logits
         return self.network.classification_loss(logits, self.label), torch.softmax(logits.detach().double(), dim=0)
 
     def regions(self, x_size: Size) -> list[Box]:
@@ -63,18 +65,33 @@ class StageObjective:
         """The reconstruction loss: the mean over all cells of all the regions' targets, before its weight α."""
         decoder = self.network.decoder(self.number)
         assert decoder is not None
-        decoded_rchw = decoder(regions_rchw)
+        loss: Tensor = _RegionLoss.apply(decoder(regions_rchw), targets_bchw, self.network.reconstruction_loss)
+        return loss
+
+
+class _RegionLoss(torch.autograd.Function):
+    """The loss of decoded regions, with its gradient computed on the way, region by region: so little memory is needed, and none
+    of the regions' features are rearranged."""
+
+    @staticmethod
+    def forward(ctx: Any, decoded_rchw: Tensor, targets_bchw: list[Tensor], criterion: ReconstructionLoss) -> Tensor:
         cells = np.array([target.shape[-2] * target.shape[-1] for target in targets_bchw], dtype=np.float64)
-        shares = cells / cells.sum()
-        losses = [
-            self.network.reconstruction_loss(
-                decoded_chw[:, : target.shape[-2], : target.shape[-1]].to(head_dtype(target.dtype)),
-                target[0].to(head_dtype(target.dtype)),
-            )
-            * float(share)
-            for decoded_chw, target, share in zip(decoded_rchw, targets_bchw, shares, strict=True)
-        ]
-        return torch.stack(losses).sum()
+        gradient_rchw = torch.zeros_like(decoded_rchw)
+        total = torch.zeros((), dtype=head_dtype(decoded_rchw.dtype), device=decoded_rchw.device)
+        for index, (target, share) in enumerate(zip(targets_bchw, cells / cells.sum(), strict=True)):
+            rows, columns = slice(target.shape[-2]), slice(target.shape[-1])
+            region = decoded_rchw[index, :, rows, columns].detach().to(total.dtype, copy=True).requires_grad_()
+            with torch.enable_grad():
+                loss = criterion(region, target[0].to(total.dtype)) * float(share)
+            gradient_rchw[index, :, rows, columns] = torch.autograd.grad(loss, region)[0]
+            total += loss.detach()
+        ctx.save_for_backward(gradient_rchw)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_rchw,) = ctx.saved_tensors
+        return gradient_rchw * outer[0], None, None
 
 
 def head_dtype(features: torch.dtype) -> torch.dtype:

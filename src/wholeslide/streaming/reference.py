@@ -82,14 +82,14 @@ class WholeEngine:
             output: Tensor = stage(self.execution.arrange(x_bchw))
         return output.to(self.execution.store_dtype)
 
-    def _grid(self, number: int, x_bchw: Tensor) -> tuple[Tensor, GridLayout]:
+    def _grid(self, number: int, x_bchw: Tensor) -> tuple[list[Tensor], GridLayout]:
         with self.execution.autocast(self.device):
             z_bchw = self.network.head(number).grid(x_bchw)
         z_bchw = z_bchw.to(head_dtype(z_bchw.dtype))
         if self.record:
             self.grids.append(z_bchw.detach())
         size = _size_of(z_bchw)
-        return z_bchw[0].flatten(1).T, GridLayout.of_boxes(size, [Box.covering(size)])
+        return [z_bchw[0].flatten(1).T], GridLayout.of_boxes(size, [Box.covering(size)])
 
     def _reconstruction(self, objective: StageObjective, x_bchw: Tensor, previous_bchw: Tensor) -> Tensor:
         regions = objective.regions(_size_of(x_bchw))

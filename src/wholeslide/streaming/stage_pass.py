@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wholeslide.geometry import Box, Size
 from wholeslide.streaming.background import VaryingPixels
-from wholeslide.streaming.grid import GridLayout
+from wholeslide.streaming.grid import ROWS_OF_A_PART, GridLayout
 from wholeslide.streaming.objective import StageObjective, head_dtype
 from wholeslide.streaming.step import Observer
 from wholeslide.streaming.stores import FeatureStore
@@ -171,12 +171,15 @@ class StageStep:
 
     def _classify(self) -> Tensor:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
-        z_nc = self._work.z_nc.requires_grad_()
-        loss, probabilities = self._objective.classification(z_nc, self._work.layout)
+        z_parts = [part.requires_grad_() for part in torch.split(self._work.z_nc, ROWS_OF_A_PART)]
+        loss, probabilities = self._objective.classification(z_parts, self._work.layout)
         torch.autograd.backward([loss * self._weight])
         self.classification_loss, self.probabilities = loss.item(), probabilities.cpu().numpy()
-        assert z_nc.grad is not None
-        return z_nc.grad
+        with torch.no_grad():
+            for part in z_parts:
+                assert part.grad is not None
+                part.copy_(part.grad)  # z itself is not needed any more
+        return self._work.z_nc
 
     def _reconstruct(self) -> tuple[list[Box], Tensor | None]:
         """The regions and the gradients of their features, (R, C, h, w); the decoder's are accumulated on the way."""
