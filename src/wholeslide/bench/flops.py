@@ -98,7 +98,10 @@ class StepFlops:
         return total + self._decoders()
 
     def computed(self, runner: CountingRunner) -> int:
-        """Of the windows that a step ran through ``runner``, halos and what is computed twice included."""
+        """Of the windows that a step ran through ``runner``, halos and what is computed twice included.
+
+        The little that a classifier of very many rows computes again, behind its grid, is left out.
+        """
         total = 0
         for run in runner.runs:
             total += self._part(run.number, run.window, forward=not run.backward, backward=run.backward)
