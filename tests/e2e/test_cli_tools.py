@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -119,36 +120,80 @@ class TestVerify:
 
 
 class TestBenchMemory:
-    ROW = {  # noqa: RUF012
+    ROW: ClassVar[dict[str, object]] = {
         **{"method": "local", "stages": 8, "mode": "streamed", "store": "host", "dtype": "bf16", "width": 600},
-        **{"height": 500, "peak_bytes": 3 << 30, "baseline_bytes": 1 << 30, "seconds": 2.5},
+        **{"height": 500, "peak_bytes": 3 << 30, "baseline_bytes": 1 << 30, "seconds": 2.5, "tissue_fraction": 0.35},
+        **{"dense_flops": 4e12, "active_flops": 1e12, "computed_flops": 2e12, "predicted_error": -0.04},
+        **{"dense_gemm_fraction": 0.9, "computed_gemm_fraction": 0.45},
+    }
+    CASE = ("method", "stages", "mode", "store", "dtype", "width", "height", "tissue_fraction")
+    WHOLE: ClassVar[dict[str, object]] = {
+        **ROW,
+        **{"method": "end-to-end", "stages": 1, "mode": "whole", "store": "none", "predicted_error": None},
+        "peak_bytes": 9 << 30,
     }
 
-    def measure(self, monkeypatch: pytest.MonkeyPatch, out: Path, *rows: dict[str, object]) -> Outcome:
+    def measure(
+        self, monkeypatch: pytest.MonkeyPatch, out: Path, *rows: dict[str, object], options: tuple[object, ...] = ()
+    ) -> Outcome:
         def bench(config: object, *, on_row: Callable[[dict[str, object]], None]) -> dict[str, object]:
             for row in rows:
                 on_row(row)
             return {"environment": {"cores": 2}, "rows": list(rows)}
 
         monkeypatch.setattr("wholeslide.bench.memory.bench_memory", bench)
-        return call("bench", "memory", "--sizes", "600x500", "--out", out)
+        return call("bench", "memory", "--sizes", "600x500", "--out", out, *options)
 
     def test_file_and_table(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         out = tmp_path / "new" / "memory.json"
         outcome = self.measure(monkeypatch, out, self.ROW)
         assert outcome.status == 0, outcome
         assert outcome.err == ["local streamed K=8 host 600x500: 2.0 GiB over the baseline, 2.5 s"]
-        assert "2.0 GiB" in outcome.out
+        for part in ("2.0 GiB", "35%", "-4%", "2.00", "90%", "45%"):
+            assert part in outcome.out
+        assert "percent of end to end" not in outcome.out
         content = json.loads(out.read_text())
         assert (content["environment"], content["rows"]) == ({"cores": 2}, [self.ROW])
         assert content["command"].startswith("wholeslide bench memory --sizes 600x500 --methods local --stages 8 ")
         again = parse(load("bench memory"), content["command"].split()[3:])
         assert again.bench.sizes == "600x500"
 
+    def test_beside_the_paper(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        picture = tmp_path / "new" / "memory.png"
+        options = ("--plot", picture, "--methods", "local,end-to-end", "--modes", "streamed,whole")
+        rows = ({**self.ROW, "width": 8698, "height": 7496}, self.WHOLE)
+        outcome = self.measure(monkeypatch, tmp_path / "memory.json", *rows, options=options)
+        assert outcome.status == 0, outcome
+        for part in ("3.71 G", "20.7%", "*", "resident memory of a process on a CPU", "GPU memory", "extrapolated"):
+            assert part in outcome.out
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        command = json.loads((tmp_path / "memory.json").read_text())["command"]
+        assert parse(load("bench memory"), command.split()[3:]).plot == picture
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--plot", "a.png"), "nothing to be in percent of (--plot a.png): add --methods local,end-to-end"),
+            (("--plot", "a.txt"), "not a picture (--plot a.txt): end it in .png, .svg, .pdf"),
+            (
+                ("--over-baseline", "1GiB", "--memory", "2GiB"),
+                "two limits of memory (--memory 2GiB --over-baseline 1GiB)",
+            ),
+            (("--over-baseline", "much"), "not a size of memory (--over-baseline much): "),
+            (("--tissue-fractions", "1.5"), "not parts of an area (--tissue-fractions 1.5): "),
+        ],
+    )
+    def test_options_that_make_no_sense(self, options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+        assert refused("bench", "memory", "--out", tmp_path / "memory.json", *options)[0].startswith(message)
+
     def test_nothing_could_be_measured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        unmeasured = {"method": "end-to-end", "measured": False, "reason": "out of memory"}
+        unmeasured = {**{key: self.WHOLE[key] for key in self.CASE}, "measured": False, "reason": "out of memory"}
         assert self.measure(monkeypatch, tmp_path / "memory.json", unmeasured).status == 1
         assert json.loads((tmp_path / "memory.json").read_text())["rows"] == [unmeasured]
+        mendable = {**unmeasured, "reason": "not enough memory (--over-baseline 1MiB): give more", "mendable": True}
+        outcome = self.measure(monkeypatch, tmp_path / "memory.json", mendable)
+        assert outcome.status == 2
+        assert outcome.err == ["error: not enough memory (--over-baseline 1MiB): give more"]
 
     def test_a_choice_that_does_not_exist(self, tmp_path: Path) -> None:
         assert refused("bench", "memory", "--modes", "foo", "--out", tmp_path / "memory.json")[0].startswith(

@@ -223,6 +223,24 @@ def test_too_little_memory_is_refused_with_what_would_do(
     assert plan(network, memory=advised[1]).tile_px  # what it names does fit
 
 
+@pytest.mark.parametrize("over_baseline_bytes", [600 * 2**20, 2**30])
+def test_a_limit_over_the_baseline_counts_nothing_but_the_step(network: LocalNetwork, over_baseline_bytes: int) -> None:
+    config = StreamingConfig(precision="fp32", memory="smallest")
+    found = make_plan(network, LARGEST, config, CPU, over_baseline_bytes=over_baseline_bytes)
+    assert found.predicted_peak_bytes <= over_baseline_bytes
+    assert found.predicted_peak_bytes >= plan(network, memory="smallest").predicted_peak_bytes
+
+
+def test_too_little_over_the_baseline_is_refused_with_what_would_do(network: LocalNetwork) -> None:
+    config = StreamingConfig(precision="fp32")
+    with pytest.raises(ConfigError) as caught:
+        make_plan(network, LARGEST, config, CPU, over_baseline_bytes=20 * 2**20)
+    advised = re.search(r"pixels \(--over-baseline 20MiB\): give at least (\S+)$", str(caught.value))
+    assert advised is not None
+    enough_bytes = parse_memory(advised[1], option="--over-baseline")
+    assert make_plan(network, LARGEST, config, CPU, over_baseline_bytes=enough_bytes).tile_px
+
+
 def test_tiles_are_whole_steps_of_the_classifiers_grid(network: LocalNetwork) -> None:
     sides = plan(network).tile_px
     for number in (1, 2):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from wholeslide.errors import ConfigError
+
+SMALLEST = "smallest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,12 +20,18 @@ class MemoryBenchConfig:
         methods: local (cut into --stages), end-to-end (one stage), or both, separated by commas.
         stages: Numbers K of stages for the local method, separated by commas.
         modes: streamed (tile by tile), whole (one graph over the slide, a stage at a time), or both, separated by commas.
-        stores: Where features between stages are kept: host, device, or both, separated by commas.
+        stores: Where features between stages are kept: host, device, disk, or several, separated by commas.
+        store_dir: Folder for features that are kept on disk, not one in memory; left out: where temporary files go.
+        tissue_fractions: Parts of the slide's area that a disc of texture covers, separated by commas; all else is white.
         backbone: A timm network of local operations; its weights are random.
         dtype: Arithmetic of the stages; auto times the choices on this machine.
         rfr: Train with random feature reconstruction.
         memory: The process's memory that the plan may use, such as 2GiB, or "smallest" for the plan with the lowest peak.
+        over_baseline: In place of --memory, what a step may take above what the process holds before it.
         seed: Decides weights, slide, regions and dropout.
+
+    Raises:
+        ConfigError: both limits of memory are given.
     """
 
     sizes: str = "8698x7496,12223x10057,23849x10257"
@@ -28,8 +39,19 @@ class MemoryBenchConfig:
     stages: str = "8"
     modes: str = "streamed"
     stores: str = "host"
+    store_dir: Path | None = None
+    tissue_fractions: str = "1.0"
     backbone: str = "resnet34"
     dtype: Literal["auto", "bf16", "fp32"] = "bf16"
     rfr: Literal["on", "off"] = "on"
-    memory: str = "smallest"
+    memory: str = SMALLEST
+    over_baseline: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.over_baseline is not None and self.memory != SMALLEST:
+            raise ConfigError.single(
+                "two limits of memory",
+                where=f"--memory {self.memory} --over-baseline {self.over_baseline}",
+                remedy="give one of the two",
+            )

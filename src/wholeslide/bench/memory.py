@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,31 +14,42 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wholeslide.bench.config import MemoryBenchConfig
+from wholeslide.bench.config import SMALLEST, MemoryBenchConfig
 from wholeslide.bench.environment import environment
 from wholeslide.bench.texture import write_texture
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
+from wholeslide.streaming.disk_store import folder_for_features
+from wholeslide.streaming.planner import parse_memory
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryCase:
-    """One row: a step on a ``width`` by ``height`` slide at ``path``."""
+    """One row: a step on a ``width`` by ``height`` slide at ``path``, of which ``tissue_fraction`` is not white."""
 
     path: str
     width: int
     height: int
+    tissue_fraction: float
     method: str
     stages: int
     mode: str
     store: str
+    store_dir: str | None
     backbone: str
     dtype: str
     rfr: bool
     memory: str
+    over_baseline_bytes: int | None
     seed: int
+
+
+#: The status of a row's process where a user can mend what is wrong.
+MENDABLE = 2
+#: What a row does not repeat: how it was reached is in the command.
+_HIDDEN = ("path", "store_dir", "memory", "over_baseline_bytes", "seed")
 
 
 def bench_memory(
@@ -47,7 +59,7 @@ def bench_memory(
 
     Returns:
         ``environment``, with the GEMM rate of this run, and ``rows``. A row that could not be measured says
-        ``"measured": false`` and why.
+        ``"measured": false`` and why, and whether a user can mend it.
 
     Raises:
         ConfigError: a choice is not among those that exist.
@@ -55,11 +67,11 @@ def bench_memory(
     combinations = list(_combinations(config))
     facts, rows = environment(), []
     with tempfile.TemporaryDirectory(prefix="wholeslide-bench-") as folder:
-        for size, group in itertools.groupby(combinations, key=lambda case: Size(case["width"], case["height"])):
-            slide = Path(folder) / f"{size}.tif"
-            write_texture(slide, size, seed=config.seed)
+        for (size, fraction), group in itertools.groupby(combinations, key=_slide_of):
+            slide = Path(folder) / f"{size}-{fraction}.tif"
+            write_texture(slide, size, seed=config.seed, tissue_fraction=fraction)
             for values in group:
-                row = _measured(MemoryCase(path=str(slide), **values))
+                row = _measured(MemoryCase(path=str(slide), **values), facts["gemm_gflops"])
                 rows.append(row)
                 if on_row is not None:
                     on_row(row)
@@ -67,27 +79,41 @@ def bench_memory(
     return {"environment": facts, "rows": rows}
 
 
+def _slide_of(values: dict[str, Any]) -> tuple[Size, float]:
+    return Size(values["width"], values["height"]), values["tissue_fraction"]
+
+
 def _combinations(config: MemoryBenchConfig) -> Iterable[dict[str, Any]]:
     sizes = [Size.parse(text) for text in config.sizes.split(",")]
+    fractions = _fractions(config.tissue_fractions)
     methods = _choices("methods", config.methods, ("local", "end-to-end"))
     modes = _choices("modes", config.modes, ("streamed", "whole"))
     stores = _choices("stores", config.stores, ("host", "device", "disk"))
     networks = [("local", int(k)) for k in _choices("stages", config.stages, None) if "local" in methods]
     networks += [("end-to-end", 1)] * ("end-to-end" in methods)
-    for size, (method, stages), mode, store in itertools.product(sizes, networks, modes, stores):
+    over_baseline_bytes = None
+    if config.over_baseline is not None:
+        over_baseline_bytes = parse_memory(config.over_baseline, option="--over-baseline")
+    elif config.memory != SMALLEST:
+        parse_memory(config.memory)
+    folder = str(folder_for_features(config.store_dir)) if "disk" in stores else None
+    for size, fraction, (method, stages), mode, store in itertools.product(sizes, fractions, networks, modes, stores):
         if mode == "whole" and store != stores[0]:
             continue  # the whole graph has no store
         yield {
             "width": size.width,
             "height": size.height,
+            "tissue_fraction": fraction,
             "method": method,
             "stages": stages,
             "mode": mode,
             "store": store if mode == "streamed" else "none",
+            "store_dir": folder,
             "backbone": config.backbone,
             "dtype": config.dtype,
             "rfr": config.rfr == "on",
             "memory": config.memory,
+            "over_baseline_bytes": over_baseline_bytes,
             "seed": config.seed,
         }
 
@@ -101,7 +127,21 @@ def _choices(option: str, text: str, known: tuple[str, ...] | None) -> list[str]
     return words
 
 
-def _measured(case: MemoryCase) -> dict[str, Any]:
+def _fractions(text: str) -> list[float]:
+    try:
+        fractions = [float(word) for word in text.split(",")]
+    except ValueError:
+        fractions = []
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise ConfigError.single(
+            "not parts of an area",
+            where=f"--tissue-fractions {text}",
+            remedy="give numbers above 0 and up to 1, separated by commas",
+        )
+    return fractions
+
+
+def _measured(case: MemoryCase, gemm_gflops: dict[str, float]) -> dict[str, Any]:
     """The row of one case, from a process of its own."""
     finished = subprocess.run(
         [sys.executable, "-m", "wholeslide.bench.memory_row"],
@@ -109,10 +149,17 @@ def _measured(case: MemoryCase) -> dict[str, Any]:
         capture_output=True,
         text=True,
     )
-    facts = {key: value for key, value in asdict(case).items() if key not in ("path", "seed", "memory")}
-    facts["tissue_fraction"] = 1.0
+    facts = {key: value for key, value in asdict(case).items() if key not in _HIDDEN}
     if finished.returncode == 0:
-        return {**facts, **json.loads(finished.stdout.splitlines()[-1])}
-    reason = finished.stderr.strip().splitlines()[-1] if finished.stderr.strip() else f"status {finished.returncode}"
-    _log.warning("%s %sx%s could not be measured: %s", case.method, case.width, case.height, reason)
-    return {**facts, "measured": False, "reason": reason}
+        row = {**facts, **json.loads(finished.stdout.splitlines()[-1])}
+        reachable = 1e9 * gemm_gflops[row["dtype"]] * row["seconds"]
+        shares = {f"{kind}_gemm_fraction": round(row[f"{kind}_flops"] / reachable, 4) for kind in ("dense", "computed")}
+        return {**row, **shares}
+    reason = finished.stderr.strip().splitlines()[-1] if finished.stderr.strip() else _ending(finished.returncode)
+    _log.warning("%s %s %sx%s could not be measured: %s", case.method, case.mode, case.width, case.height, reason)
+    return {**facts, "measured": False, "reason": reason, "mendable": finished.returncode == MENDABLE}
+
+
+def _ending(status: int) -> str:
+    """Why a process said nothing."""
+    return "killed by the system, most likely out of memory" if status == -signal.SIGKILL else f"status {status}"

@@ -6,16 +6,23 @@ import json
 import sys
 
 from wholeslide.allocator import fix_thresholds
+from wholeslide.errors import WholeslideError
 
 
-def main() -> None:
-    """Set the allocator before torch makes its first tensor, then measure."""
+def main() -> int:
+    """Set the allocator before torch makes its first tensor, then measure; what a user can mend is said in a line."""
     fix_thresholds()
-    from wholeslide.bench.memory import MemoryCase
+    from wholeslide.bench.memory import MENDABLE, MemoryCase
     from wholeslide.bench.memory_step import measure
 
-    sys.stdout.write(json.dumps(measure(MemoryCase(**json.load(sys.stdin)))) + "\n")
+    try:
+        row = measure(MemoryCase(**json.load(sys.stdin)))
+    except WholeslideError as error:
+        sys.stderr.write(f"{error}\n")
+        return MENDABLE
+    sys.stdout.write(json.dumps(row) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wholeslide.bench.config import MemoryBenchConfig
 from wholeslide.cli.command import Command
-from wholeslide.cli.failures import UNEXPECTED, write_line
+from wholeslide.cli.failures import MENDABLE, UNEXPECTED, write_line
 from wholeslide.cli.output import format_bytes, print_table, write
+from wholeslide.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wholeslide.bench.comparison import Share
+
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +28,35 @@ class BenchMemoryArguments:
 
     Args:
         out: The JSON file that is written.
+        plot: A picture (PNG, SVG or PDF) of the memory in percent of end to end, beside the paper's; end to end in one
+            piece has to be among the --methods and --modes.
+
+    Raises:
+        ConfigError: there would be nothing to draw, or no way to.
     """
 
     out: Path
+    plot: Path | None = None
     bench: MemoryBenchConfig
+
+    def __post_init__(self) -> None:
+        if self.plot is None:
+            return
+        if self.plot.suffix.lower() not in _PICTURES:
+            raise ConfigError.single(
+                "not a picture", where=f"--plot {self.plot}", remedy=f"end it in {', '.join(_PICTURES)}"
+            )
+        if "end-to-end" not in self.bench.methods or "whole" not in self.bench.modes:
+            raise ConfigError.single(
+                "nothing to be in percent of",
+                where=f"--plot {self.plot}",
+                remedy="add --methods local,end-to-end --modes streamed,whole",
+            )
 
 
 def run(arguments: BenchMemoryArguments) -> int:
-    """Measure, show, and write; 1 where nothing could be measured."""
+    """Measure, show, and write; 2 where nothing could be measured and the user can mend that, else 1."""
+    from wholeslide.bench.comparison import shares_of_end_to_end
     from wholeslide.bench.memory import bench_memory
     from wholeslide.train.checkpoint import disk_errors, write_atomically
 
@@ -37,17 +65,40 @@ def run(arguments: BenchMemoryArguments) -> int:
     content = {"environment": found["environment"], "command": command_line(arguments), "rows": found["rows"]}
     with disk_errors(arguments.out):
         write_atomically(arguments.out, (json.dumps(content, indent=2) + "\n").encode())
-    _show(found["rows"])
+    measured = [row for row in found["rows"] if row.get("measured", True)]
+    _show(measured)
+    shares = shares_of_end_to_end(found["rows"])
+    drawn = any(share.of_end_to_end is not None for share in shares)
+    if drawn:
+        _show_shares(shares)
     write(f"Written to {arguments.out}")
-    return 0 if any(row.get("measured", True) for row in found["rows"]) else UNEXPECTED
+    if arguments.plot is not None and drawn:
+        from wholeslide.bench.picture import draw_shares
+
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(arguments.plot):
+            draw_shares(shares, arguments.plot)
+        write(f"Drawn in {arguments.plot}")
+    elif arguments.plot is not None:
+        write_line("no picture: end to end in one piece ran at no size")
+    return 0 if measured else _nothing_measured(found["rows"])
+
+
+def _nothing_measured(rows: Sequence[dict[str, Any]]) -> int:
+    if not all(row.get("mendable", False) for row in rows):
+        return UNEXPECTED
+    for reason in dict.fromkeys(row["reason"] for row in rows):
+        write_line(f"error: {reason}")
+    return MENDABLE
 
 
 def command_line(arguments: BenchMemoryArguments) -> str:
     """The command with every option spelled out, so that it stays the same whatever the defaults become."""
     words = ["wholeslide", "bench", "memory"]
-    for field in dataclasses.fields(arguments.bench):
-        words += ["--" + field.name.replace("_", "-"), str(getattr(arguments.bench, field.name))]
-    return shlex.join([*words, "--out", str(arguments.out)])
+    chosen = {field.name: getattr(arguments.bench, field.name) for field in dataclasses.fields(arguments.bench)}
+    for name, value in {**chosen, "out": arguments.out, "plot": arguments.plot}.items():
+        words += [] if value is None else ["--" + name.replace("_", "-"), str(value)]
+    return shlex.join(words)
 
 
 def _report(row: dict[str, Any]) -> None:
@@ -61,7 +112,7 @@ def _over_baseline(row: dict[str, Any]) -> str:
     return format_bytes(row["peak_bytes"] - row["baseline_bytes"])
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def _show(rows: Sequence[dict[str, Any]]) -> None:
     shown = [
         [
             row["method"],
@@ -70,15 +121,43 @@ def _show(rows: list[dict[str, Any]]) -> None:
             row["store"],
             row["dtype"],
             f"{row['width']}x{row['height']}",
+            f"{row['tissue_fraction']:.0%}",
             format_bytes(row["peak_bytes"]),
             _over_baseline(row),
+            f"{row['predicted_error']:+.0%}" if row["predicted_error"] is not None else None,
             f"{row['seconds']:.1f}",
+            *(f"{row[f'{kind}_flops'] / 1e12:.2f}" for kind in ("dense", "active", "computed")),
+            *(f"{row[f'{kind}_gemm_fraction']:.0%}" for kind in ("dense", "computed")),
         ]
         for row in rows
-        if row.get("measured", True)
     ]
-    columns = ["method", "K", "mode", "store", "dtype", "size (px)", "peak", "over baseline", "seconds"]
+    columns = ["method", "K", "mode", "store", "dtype", "size (px)", "tissue", "peak", "over baseline", "predicted"]
+    columns += ["seconds", "dense Tflop", "active", "computed", "dense / GEMM rate", "computed / GEMM rate"]
     print_table(columns, shown, title="One training step")
+
+
+def _show_shares(shares: Sequence[Share]) -> None:
+    from wholeslide.bench.comparison import EXTRAPOLATED_IS, OURS_IS, THEIRS_IS
+
+    shown = [
+        [
+            str(share.size),
+            share.label,
+            format_bytes(share.over_baseline_bytes) + "*" * (share.end_to_end and share.extrapolated),
+            _percent(share.of_end_to_end, "*" * share.extrapolated),
+            f"{share.paper_gigabytes:.2f} G" if share.paper_gigabytes is not None else None,
+            _percent(share.paper_of_end_to_end),
+        ]
+        for share in shares
+    ]
+    columns = ["size (px)", "ours", "over baseline (CPU)", "of end to end", "paper (GPU)", "of its end to end"]
+    print_table(columns, shown, title="Memory in percent of end to end in one piece")
+    for note in (OURS_IS, THEIRS_IS, *([EXTRAPOLATED_IS] if any(share.extrapolated for share in shares) else [])):
+        write(note)
+
+
+def _percent(share: float | None, mark: str = "") -> str | None:
+    return f"{share:.1%}{mark}" if share is not None else None
 
 
 COMMAND = Command(

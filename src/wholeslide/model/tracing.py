@@ -88,16 +88,29 @@ def locality_of(module: fx.GraphModule, name: str) -> Locality:
     Raises:
         ModelError: an operation is not local; the error names its layer.
     """
-    values: dict[fx.Node, _Field | _Constant] = {}
-    output: _Field | _Constant | None = None
-    for node in module.graph.nodes:
-        if node.op == "output":
-            output = values[node.args[0]]
-        else:
-            values[node] = _value_of(node, module, values, name)
-    if not isinstance(output, _Field) or output.layout != "chw":
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    value = _values_of(module, name)[output.args[0]]
+    if not isinstance(value, _Field) or value.layout != "chw":
         raise _refusal("output", "the output is not a feature map", name)
-    return output.locality
+    return value.locality
+
+
+def localities_of(module: fx.GraphModule, name: str) -> dict[fx.Node, Locality]:
+    """The reach of every node of a graph that is a feature map.
+
+    Raises:
+        ModelError: an operation is not local; the error names its layer.
+    """
+    values = _values_of(module, name)
+    return {node: value.locality for node, value in values.items() if isinstance(value, _Field)}
+
+
+def _values_of(module: fx.GraphModule, name: str) -> dict[fx.Node, _Field | _Constant]:
+    values: dict[fx.Node, _Field | _Constant] = {}
+    for node in module.graph.nodes:
+        if node.op != "output":
+            values[node] = _value_of(node, module, values, name)
+    return values
 
 
 def _value_of(

@@ -70,11 +70,13 @@ class StageNeeds:
         return min(feasible, key=lambda pair: pair[0])[1] if feasible else None
 
     def peak_bytes(self, choice: TileChoice) -> int:
-        """Of a step."""
-        window_px = self.cost.largest_window_px(self.view, choice.side_px)
-        kept_bytes, flight_bytes = self.cost.graph_bytes(choice.kept_px), self.cost.flight_bytes(window_px)
-        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes
-        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
+        """Of a step on the largest view."""
+        window_px = self.cost.tiling(self.view, choice.side_px).window.area
+        return self._bytes(window_px, min(choice.kept_px, self._windows_px(choice.side_px)))
+
+    def bound_bytes(self, side_px: int) -> int:
+        """Of a step on any view of at most this area, where no graph is kept."""
+        return self._bytes(self.cost.largest_window_px(self.view, side_px), 0)
 
     def tiles(self, choice: TileChoice) -> int:
         """Of the largest view."""
@@ -105,12 +107,18 @@ class StageNeeds:
 
     def least_bytes(self, side_px: int | None) -> int:
         """With the smallest tiles and no graph kept."""
-        return min(self.peak_bytes(TileChoice(side, 0)) for side in (self._sides() if side_px is None else [side_px]))
+        return min(self.bound_bytes(side) for side in (self._sides() if side_px is None else [side_px]))
 
     @property
     def economical_bytes(self) -> int:
         """With the smallest tiles that are not nearly all halo, and no graph kept."""
-        return self.peak_bytes(TileChoice(self.cost.economical_side, 0))
+        return self.bound_bytes(self.cost.economical_side)
+
+    def _bytes(self, window_px: int, kept_px: int) -> int:
+        """With windows of at most ``window_px``, and graphs of ``kept_px`` kept."""
+        kept_bytes, flight_bytes = self.cost.graph_bytes(kept_px), self.cost.flight_bytes(window_px)
+        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes
+        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
 
     def _affordable_px(self, side_px: int, room_bytes: int) -> int | None:
         """Pixels of windows that may keep their graphs; nothing where not even one window can be computed."""

@@ -42,8 +42,8 @@ _UNITS = {
 }
 
 
-def parse_memory(text: str) -> int:
-    """``"8GiB"``, ``"900 MB"`` or a number of bytes, in bytes.
+def parse_memory(text: str, *, option: str = "--memory") -> int:
+    """``"8GiB"``, ``"900 MB"`` or a number of bytes, in bytes; ``option`` is where a user wrote it.
 
     Raises:
         ConfigError: the text is not a size of memory.
@@ -52,7 +52,7 @@ def parse_memory(text: str) -> int:
     unit = match[2].lower() if match else ""
     if match is None or unit not in _UNITS or float(match[1]) <= 0:
         raise ConfigError.single(
-            "not a size of memory", where=f"--memory {text}", remedy="write for example 8GiB or 900MiB"
+            "not a size of memory", where=f"{option} {text}", remedy="write for example 8GiB or 900MiB"
         )
     return int(float(match[1]) * _UNITS[unit])
 
@@ -71,7 +71,13 @@ class NotEnoughMemoryError(ConfigError):
 
 
 def make_plan(
-    network: LocalNetwork, largest: Size, config: StreamingConfig, device: torch.device, *, training: bool = True
+    network: LocalNetwork,
+    largest: Size,
+    config: StreamingConfig,
+    device: torch.device,
+    *,
+    training: bool = True,
+    over_baseline_bytes: int | None = None,
 ) -> Plan:
     """Choose precision, layout, store and tile sizes for slides of up to ``largest`` pixels.
 
@@ -81,6 +87,7 @@ def make_plan(
         config: what the user chose.
         device: where tiles are computed.
         training: whether gradients will be asked for; a prediction needs less memory.
+        over_baseline_bytes: what a step may hold above the process as it is then, in place of the limit in ``config``.
 
     Raises:
         NotEnoughMemoryError: the memory that the user named is not enough for the smallest tiles.
@@ -94,7 +101,7 @@ def make_plan(
     for place in places:
         stages = _needs(network, largest, execution, device, place, freed_bytes, training=training, timing=timing)
         try:
-            choices = _choices(stages, config, device, held_bytes)
+            choices = _choices(stages, config, device, held_bytes, over_baseline_bytes)
         except NotEnoughMemoryError:
             if place == places[-1]:
                 raise
@@ -178,17 +185,24 @@ def _needs(
 
 
 def _choices(
-    stages: list[StageNeeds], config: StreamingConfig, device: torch.device, held_bytes: int
+    stages: list[StageNeeds],
+    config: StreamingConfig,
+    device: torch.device,
+    held_bytes: int,
+    over_baseline_bytes: int | None,
 ) -> list[TileChoice]:
     """The best tiles of each stage within what the process leaves."""
-    budget_bytes = _budget_bytes(config, stages, device, held_bytes)
+    if over_baseline_bytes is None:
+        budget_bytes, named = _budget_bytes(config, stages, device, held_bytes), f"--memory {config.memory}"
+    else:
+        budget_bytes, named, held_bytes = over_baseline_bytes, f"--over-baseline {over_baseline_bytes / 2**20:g}MiB", 0
     found = [stage.best_choice(budget_bytes, config.tile) for stage in stages]
     choices = [choice for choice in found if choice is not None]
     if len(choices) < len(stages):
         needed_bytes = held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
         problem = Problem(
             f"not enough memory for a slide of {stages[0].view} pixels",
-            f"--memory {config.memory}",
+            named,
             f"give at least {gib(needed_bytes)}",
         )
         raise NotEnoughMemoryError([problem], needed_bytes)
