@@ -53,12 +53,15 @@ class VaryingPixels:
         self._blocks: Mask = np.full(shape, everywhere)
 
     def note(self, px_box: Box, pixels_hwc: npt.NDArray[np.float32], background: npt.NDArray[np.float32]) -> None:
-        """Learn from the pixels of a box."""
-        varies = (pixels_hwc != background).any(axis=2)
+        """Learn from the pixels of a box: one of each block tells most, and only where that is background are all looked at."""
         rows, columns = _block_starts(px_box.top, px_box.bottom), _block_starts(px_box.left, px_box.right)
-        found = np.logical_or.reduceat(np.logical_or.reduceat(varies, rows, axis=0), columns, axis=1)
+        varies: Mask = (pixels_hwc[rows[:, None], columns] != background).any(axis=2)
+        row_stops, column_stops = np.append(rows[1:], px_box.height), np.append(columns[1:], px_box.width)
+        for row, column in np.argwhere(~varies):
+            block_hwc = pixels_hwc[rows[row] : row_stops[row], columns[column] : column_stops[column]]
+            varies[row, column] = bool((block_hwc != background).any())
         top, left = px_box.top // BLOCK_PX, px_box.left // BLOCK_PX
-        self._blocks[top : top + len(rows), left : left + len(columns)] |= found
+        self._blocks[top : top + len(rows), left : left + len(columns)] |= varies
 
     @property
     def anywhere_constant(self) -> bool:
