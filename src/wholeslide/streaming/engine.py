@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wholeslide.allocator import fix_thresholds, return_freed_memory
+from wholeslide.allocator import fix_thresholds
 from wholeslide.draws import Draws
 from wholeslide.errors import ConfigError
 from wholeslide.model.network import LocalNetwork
@@ -107,7 +107,7 @@ class StreamingEngine:
             else:
                 x_next = self._forward(number, x, varying, needs_grid=False).x
             x.close()
-            self._tidy()
+            self.runner.tidy()
             x = x_next if x_next is not None else x
         x.close()
         classes = next(p for p in probabilities if p is not None).size
@@ -127,7 +127,7 @@ class StreamingEngine:
         for number in range(1, self.network.depth + 1):
             work = self._forward(number, x, varying, needs_grid=True)
             x.close()
-            self._tidy()
+            self.runner.tidy()
             if observer is not None:
                 observer(number, work.x, work.layout.whole(work.z_nc))
             z_parts = torch.split(work.z_nc, ROWS_OF_A_PART)
@@ -175,8 +175,3 @@ class StreamingEngine:
             for tile, own_bchw in work.run(work.everything):
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
         return work
-
-    def _tidy(self) -> None:
-        """Between stages: the next one's tensors have other sizes, and would not fit where these were."""
-        if self.device.type == "cpu":
-            return_freed_memory(self.plan.freed_bytes)

@@ -31,7 +31,7 @@ class TileChoice:
 class StageNeeds:
     """Memory and time of a step while it is at one stage, or at the stem, on any view of at most this area.
 
-    Stores, gradients, weights and freed memory that stays resident are there all the time; the decoder's bytes are taken between
+    Stores, gradients, weights, the library's kernels and freed memory that stays resident are there all the time; the decoder's bytes are taken between
     the two passes. ``features_bytes`` are those of the stage's own x_k, wherever it is kept. Seconds are by megapixels of the
     tiles' windows, ``decoder_seconds`` those of a slide.
     """
@@ -46,6 +46,7 @@ class StageNeeds:
     forward_seconds: float
     backward_seconds: float
     decoder_seconds: float
+    kernels_bytes: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StageNeeds:
@@ -55,7 +56,7 @@ class StageNeeds:
     @property
     def fixed_bytes(self) -> int:
         """What does not depend on the tiles."""
-        return self.cost.weight_bytes + self.stores_bytes + self.gradients_bytes + self.freed_bytes
+        return self.cost.weight_bytes + self.stores_bytes + self.gradients_bytes + self.freed_bytes + self.kernels_bytes
 
     def best_choice(self, budget_bytes: int, side_px: int | None) -> TileChoice | None:
         """The tiles that cost the least computing within ``budget_bytes``; nothing where none fits.

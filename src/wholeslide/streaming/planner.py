@@ -22,10 +22,12 @@ from wholeslide.streaming.timings import remembered_execution
 
 #: Memory for tiles and graphs where the user names no limit.
 _DEFAULT_ROOM_BYTES = 2**30
-#: Freed memory that may stay resident on a CPU: the more, the fewer page faults. Without a limit, and with one.
-_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES = 2048 * 2**20, 128 * 2**20
+#: Freed memory that may stay resident on a CPU: the more, the fewer page faults. Without a limit, with one, and with the lowest.
+_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES, _LEAST_FREED_BYTES = 2048 * 2**20, 128 * 2**20, 32 * 2**20
 #: Of a GPU's free memory, what is planned with where the user names no limit.
 _SHARE_OF_FREE = 0.85
+#: What oneDNN keeps for the shapes of a step's convolutions; 80 to 100 MiB were measured.
+_KERNELS_BYTES = 96 * 2**20
 #: Resident memory of the interpreter with torch and its kernels loaded; 1.0 GiB was measured.
 _LIBRARIES_BYTES = 1100 * 2**20
 _UNITS = {
@@ -178,6 +180,7 @@ def _needs(
             decoder_bytes=decoder_bytes(network, number, largest, execution) if training else 0,
             forward_seconds=timing.forward_seconds[number],
             backward_seconds=timing.backward_seconds[number],
+            kernels_bytes=_KERNELS_BYTES if device.type == "cpu" else 0,
             decoder_seconds=timing.decoder_seconds[number] * region_px(network, number, largest) / 1e6,
         )
         for number in numbers
@@ -212,7 +215,9 @@ def _choices(
 def _freed_bytes(config: StreamingConfig, device: torch.device) -> int:
     if device.type != "cpu":
         return 0
-    return _DEFAULT_FREED_BYTES if config.memory is None else _LIMITED_FREED_BYTES
+    if config.memory is None:
+        return _DEFAULT_FREED_BYTES
+    return _LEAST_FREED_BYTES if config.memory == "smallest" else _LIMITED_FREED_BYTES
 
 
 def _budget_bytes(config: StreamingConfig, stages: list[StageNeeds], device: torch.device, held_bytes: int) -> int:

@@ -143,9 +143,12 @@ class StageStep:
         if observer is not None:
             observer(self._objective.number, work.x, work.layout.whole(work.z_nc))
         z_gradient = self._classify()
+        self._runner.tidy()
         regions, x_gradients_rchw = self._reconstruct()
+        self._runner.tidy()
         while graphs:  # each is let go as soon as it is used
             self._backward(graphs.pop(), z_gradient, regions, x_gradients_rchw)
+        self._runner.tidy()
         for graph in self._graphs(recomputed):
             self._backward(graph, z_gradient, regions, x_gradients_rchw)
         work.weights.backward()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wholeslide.allocator import return_freed_memory
 from wholeslide.geometry import Size
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
@@ -73,6 +74,11 @@ class TileRunner:
             return [tile]
         side = tile_side(self.plan.tile_px[0], stride_px=self.network.stem.stride, align=_STEM_ALIGN)
         return cover(active, view_size, locality, tile_cells=side, align=_STEM_ALIGN, within=own)
+
+    def tidy(self) -> None:
+        """Give freed memory back where tensors of other sizes come next, which would not fit where the last ones were."""
+        if self.device.type == "cpu":
+            return_freed_memory(self.plan.freed_bytes)
 
     def open_store(self, number: int, input_size: Size) -> FeatureStore:
         """An empty store for x_k of an x_{k−1} (pixels for x_0) of ``input_size``."""
