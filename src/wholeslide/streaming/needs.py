@@ -31,9 +31,9 @@ class TileChoice:
 class StageNeeds:
     """Memory and time of a step while it is at one stage, or at the stem, on any view of at most this area.
 
-    Stores, gradients, weights, the library's kernels and freed memory that stays resident are there all the time; the decoder's bytes are taken between
-    the two passes. ``features_bytes`` are those of the stage's own x_k, wherever it is kept. Seconds are by megapixels of the
-    tiles' windows, ``decoder_seconds`` those of a slide.
+    Stores, gradients, weights, the library's kernels and freed memory that stays resident are there all the time; the decoder's
+    bytes are taken between the two passes. ``features_bytes`` are those of the stage's own x_k, wherever it is kept. Seconds are
+    by megapixels of the tiles' windows, ``decoder_seconds`` those of a slide.
     """
 
     cost: TileCost
