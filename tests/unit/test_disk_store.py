@@ -60,15 +60,15 @@ def test_a_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_written_does_not_stay_in_memory(tmp_path: Path) -> None:
-    """Sixteen tiles of 16 MiB: the process grows by a few of them at most."""
-    store, tile = disk_store(tmp_path, Size(4096, 256), 64), torch.ones(1, 64, 256, 256)
+    """Sixty-four tiles of 16 MiB: the process grows by a few of them at most, which the allocator may hold on to."""
+    store, tile = disk_store(tmp_path, Size(16384, 256), 64), torch.ones(1, 64, 256, 256)
     process, before = psutil.Process(), psutil.Process().memory_info().rss
-    for left in range(0, 4096, 256):
+    for left in range(0, 16384, 256):
         store.write(Box(left, 0, 256, 256), tile)
-    for left in range(0, 4096, 256):
+    for left in range(0, 16384, 256):
         assert float(store.read(Box(left, 0, 1, 1)).sum()) == 64
-    assert store.nbytes == 4096 * 256 * 64 * 4
-    assert process.memory_info().rss - before < store.nbytes / 2
+    assert store.nbytes == 16384 * 256 * 64 * 4
+    assert process.memory_info().rss - before < store.nbytes / 3
     store.close()
 
 
