@@ -20,6 +20,7 @@ from wholeslide.slides.view import make_view
 from wholeslide.slides.working import open_working_slide
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.stage_pass import StagePass
+from wholeslide.streaming.tile_runner import TileRunner
 
 EXACT = 1e-9
 BACKGROUND = np.array([0.9, 0.8, 0.95], np.float32)
@@ -154,6 +155,30 @@ def _blocks(size: Size, side: int) -> list[Box]:
         for top in range(0, size.height, side)
         for left in range(0, size.width, side)
     ]
+
+
+@pytest.mark.parametrize(("size", "stages"), [("403x391", 1), ("403x701", 2), ("1203x1007", 4)])
+def test_no_window_is_larger_than_those_without_elision(
+    size: str, stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is planned for these: the lone tile has no edge that cuts it."""
+    network = build("resnet_tiny", stages, reconstruction=False).double()
+    windows: list[int] = []
+    run_tile = TileRunner.run
+
+    def noted(self: TileRunner, weights: Any, window_bchw: torch.Tensor, tile: Any) -> torch.Tensor:
+        if weights.tensors[0].requires_grad:  # of a stage, not of the stem
+            windows.append(window_bchw.shape[-1] * window_bchw.shape[-2])
+        return run_tile(self, weights, window_bchw, tile)
+
+    monkeypatch.setattr(TileRunner, "run", noted)
+    view = painted("corner", Size.parse(size))
+    largest = []
+    for elide in (False, True):
+        windows.clear()
+        run(network, view, 200, elide=elide)
+        largest.append(max(windows))
+    assert largest[1] <= largest[0]
 
 
 def test_a_kept_background_is_elided_only_where_every_pixel_has_its_colour() -> None:

@@ -23,7 +23,7 @@ from wholeslide.streaming.tiles import Tile, lone_tile
 class StagePass:
     """The tiles of one stage on one slide, and what they fill: the store of x_k and the grid z.
 
-    Where x_{k−1} is constant beside its tiles, a lone tile stands for all cells that see nothing else.
+    Where tiles leave cells out, a lone tile stands for them; they see nothing but the constant of x_{k−1}.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class StagePass:
         with torch.set_grad_enabled(trained):  # cast once, as the stage's own weights are
             dtype, weight = execution.multiplied_dtype, self._head.to_grid.weight
             self._grid_weight = weight if dtype is None else weight.to(dtype)
-        self.tiles = runner.tiles(number, x_previous.size, varying)
         has_constant = x_previous.constant_c is not None
-        self.lone = lone_tile(stage.locality, align=self._head.kernel) if has_constant else None
+        self.tiles = runner.tiles(number, x_previous.size, varying if has_constant else None)
         self.x_size = stage.locality.output_size(x_previous.size)
         self.x = runner.open_store(number, x_previous.size) if number < network.depth else None
         grid_boxes = [self._grid_box(tile) for tile in self.tiles]
         grid_size = Size(self._head.grid_length(self.x_size.width), self._head.grid_length(self.x_size.height))
         self.layout = GridLayout.of_boxes(grid_size, grid_boxes)
+        self.lone = lone_tile(stage.locality, align=self._head.kernel) if self.layout.elided else None
         ends = np.cumsum([box.size.area for box in grid_boxes]).tolist()
         self._rows = {
             tile: slice(end - box.size.area, end) for tile, box, end in zip(self.tiles, grid_boxes, ends, strict=True)

@@ -17,7 +17,7 @@ from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import FeatureStore, open_store
-from wholeslide.streaming.tiles import Tile, cover, partition, tile_side, work_cells
+from wholeslide.streaming.tiles import Tile, cover, lone_tile, partition, tile_side, work_cells
 
 #: Side of the squares of x_0 that are computed or not.
 _STEM_ALIGN = 8
@@ -52,6 +52,9 @@ class TileRunner:
         side = tile_side(self.plan.tile_px[number], stride_px=stage.stride, align=kernel)
         everything = partition(input_size, stage.locality, tile_cells=side, align=kernel)
         if varying is None or not varying.anywhere_constant:
+            return everything
+        lone, largest = lone_tile(stage.locality, align=kernel), max(tile.cell_window.size.area for tile in everything)
+        if lone.cell_window.size.area > largest:  # the view cuts every window: one that it does not cut is in no plan
             return everything
         x_size = stage.locality.output_size(input_size)
         active = varying.seen_by(self.network.reach(number), x_size, side=kernel)
