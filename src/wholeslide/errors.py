@@ -52,6 +52,10 @@ class RunError(WholeslideError):
     """A run directory, checkpoint or output that is missing, damaged or in the way."""
 
 
+class StoreError(WholeslideError):
+    """A disk that does not keep the features between two stages: full, or failing."""
+
+
 class ConfigError(WholeslideError):
     """An option whose value makes no sense."""
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from wholeslide.errors import ConfigError
+from wholeslide.errors import ConfigError, StoreError
 from wholeslide.geometry import Box, Size
 from wholeslide.streaming.disk_store import DiskStore, folder_for_features
 
@@ -80,11 +80,27 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(os, "pwrite", full)
     store.write(Box(0, 0, 40, 30), torch.ones(1, 8, 30, 40))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(StoreError) as caught:
         store.read(Box(0, 0, 1, 1))
     assert str(caught.value) == (
         f"the features of a slide could not be kept, No space left on device (--store-dir {tmp_path}): "
-        "free some space, or name a folder on a larger disk"
+        "free some space, or name a folder on another disk"
+    )
+
+
+def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = disk_store(tmp_path)
+    store.write(Box(0, 0, 40, 30), torch.ones(1, 8, 30, 40))
+
+    def fails(*arguments: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(StoreError) as caught:
+        store.read(Box(0, 0, 1, 1))
+    assert str(caught.value) == (
+        f"the features of a slide could not be read again, Input/output error (--store-dir {tmp_path}): "
+        "free some space, or name a folder on another disk"
     )
 
 

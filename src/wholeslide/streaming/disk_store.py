@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from wholeslide.errors import ConfigError
+from wholeslide.errors import ConfigError, StoreError
 from wholeslide.geometry import Box, Size
 from wholeslide.streaming.tile_index import TileIndex
 
@@ -96,7 +97,7 @@ class DiskStore:
         """Keep the cells of a tile, rounded to the store's type; the file is written on a thread.
 
         Raises:
-            ConfigError: the disk is full, or fails; raised by a later call where the thread finds out later.
+            StoreError: the disk is full, or fails; raised by a later call where the thread finds out later.
         """
         self._settle(MOST_WAITING)
         features_hwc = x_bchw[0].permute(1, 2, 0).to(device="cpu", dtype=self._dtype, copy=True).contiguous()
@@ -123,15 +124,20 @@ class DiskStore:
 
     def _write(self, features_hwc: Tensor, offset: int) -> None:
         left = _bytes_of(features_hwc).data
-        try:
+        with self._errors_named("the features of a slide could not be kept"):
             while len(left):
                 written = os.pwrite(self._file.fileno(), left, offset)
                 left, offset = left[written:], offset + written
+
+    @contextmanager
+    def _errors_named(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise ConfigError.single(
-                f"the features of a slide could not be kept, {error.strerror}",
+            raise StoreError.single(
+                f"{what}, {error.strerror}",
                 where=f"--store-dir {self._folder}",
-                remedy="free some space, or name a folder on a larger disk",
+                remedy="free some space, or name a folder on another disk",
             ) from error
 
     def _read(self, cell_box: Box) -> Tensor:
@@ -156,8 +162,9 @@ class DiskStore:
         skipped = (common.top - tile.top) * tile.width + common.left - tile.left
         offset, pitch = self._offsets[index] + skipped * self._cell_bytes, tile.width * self._cell_bytes
         together = _MOST_BUFFERS if common.width == tile.width else 1  # whole rows lie one behind the other
-        for row in range(0, len(buffers), together):
-            _fill(self._file.fileno(), buffers[row : row + together], offset + row * pitch)
+        with self._errors_named("the features of a slide could not be read again"):
+            for row in range(0, len(buffers), together):
+                _fill(self._file.fileno(), buffers[row : row + together], offset + row * pitch)
 
     def _on_device(self, region_hwc: Tensor) -> Tensor:
         return region_hwc.to(self._device)[None].permute(0, 3, 1, 2)

@@ -134,6 +134,7 @@ class StreamingEngine:
             logits = self.network.head(number)(z_parts, work.layout.counts(work.z_nc)).logits
             rows.append(torch.softmax(logits.double(), dim=0).cpu().numpy())
             x = work.x if work.x is not None else x
+            del work, z_parts  # before the next stage makes its own weights and grid
         x.close()
         return np.stack(rows)
 

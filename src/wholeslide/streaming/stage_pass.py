@@ -241,12 +241,16 @@ def _share_of_the_constant(
     own_bchw: Tensor, owned: list[Box], cell_regions: list[Box], x_gradients_rchw: Tensor
 ) -> Tensor | None:
     """The sum of the regions' gradients over the cells that no tile owns, sent to the one cell that stands for them."""
-    share: Tensor | None = None
+    total_c: Tensor | None = None
     for region, gradient_chw in zip(cell_regions, x_gradients_rchw, strict=True):
         elided_hw = torch.ones((region.height, region.width), dtype=torch.bool)
         for box in owned:
             elided_hw[box.intersection(region).relative_to(region).rows_columns] = False
         if elided_hw.any():
-            share = torch.zeros_like(own_bchw) if share is None else share
-            share[0, :, 0, 0] += gradient_chw[:, elided_hw.to(gradient_chw.device)].sum(dim=1)
+            cells_cn = gradient_chw[:, elided_hw.to(gradient_chw.device)].to(head_dtype(gradient_chw.dtype))
+            total_c = cells_cn.sum(dim=1) if total_c is None else total_c + cells_cn.sum(dim=1)
+    if total_c is None:
+        return None
+    share = torch.zeros_like(own_bchw)
+    share[0, :, 0, 0] = total_c
     return share

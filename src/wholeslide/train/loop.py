@@ -7,7 +7,7 @@ import logging
 from lightning.fabric import Fabric
 
 from wholeslide.cohort.manifest import Cohort
-from wholeslide.errors import SlideError
+from wholeslide.errors import SlideError, StoreError
 from wholeslide.model.network import LocalNetwork
 from wholeslide.slides.lock import alone_in
 from wholeslide.streaming.engine import StreamingEngine
@@ -122,7 +122,7 @@ def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | Non
     except Interrupted as interruption:
         logger.warning("%s: saved after step %d, go on with --resume", interruption, trainer.state.step)
         raise
-    except SlideError:
+    except (SlideError, StoreError):
         trainer.save()
         logger.warning("saved after step %d, go on with --resume when it is mended", trainer.state.step)
         raise

@@ -134,6 +134,7 @@ class Trainer:
             RunError: a loss is not finite, the disk is full.
             SlideError: a slide can no longer be read, or memory does not suffice for it even with the smallest tiles; nothing
                 is lost if :meth:`save` is called now.
+            StoreError: features could not be kept on disk; likewise.
         """
         while not self.stage_done or self._next_stage():
             self._within_memory(self._train_epoch)
