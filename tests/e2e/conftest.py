@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from train_tiny import make_cohort, same_arithmetic
+from train_tiny import Whole, make_cohort, same_arithmetic, tiny_config
+
+from wholeslide.train.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,16 @@ def arithmetic() -> Iterator[None]:
     """See :func:`train_tiny.same_arithmetic`; a file's tests ask for it with ``usefixtures``."""
     with same_arithmetic():
         yield
+
+
+@pytest.fixture(scope="module")
+def whole_run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run of two epochs that is never interrupted, for each schedule."""
+
+    @functools.cache
+    def trained(schedule: str) -> Path:
+        out = tmp_path_factory.mktemp("whole") / schedule
+        train(tiny_config(manifest, out, schedule=schedule))
+        return out
+
+    return trained

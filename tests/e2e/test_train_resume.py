@@ -3,71 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import multiprocessing
 import os
 import random
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import load_file
-from train_tiny import make_cohort, tiny_config, train_in_child
+from train_tiny import Whole, assert_same_end, make_cohort, tiny_config, train_in_child
 
-from wholeslide.errors import ConfigError, RunError, SlideError
-from wholeslide.slides.view import SlideView
-from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.errors import ConfigError, RunError
 from wholeslide.train.config import TrainConfig
 from wholeslide.train.loop import train
-from wholeslide.train.signals import Interrupted
 from wholeslide.train.trainer import Trainer
 from wholeslide.train.validation import Score
-from wholeslide.train.views import Entry, ViewSource
 
 pytestmark = pytest.mark.usefixtures("arithmetic")
 
-TIMES = ["seconds", "wait_seconds", "memory_bytes", "training_seconds"]
 
-
-@pytest.fixture(scope="module")
-def whole_run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A run of two epochs that is never interrupted, for each schedule."""
-
-    @functools.cache
-    def trained(schedule: str) -> Path:
-        out = tmp_path_factory.mktemp("whole") / schedule
-        train(tiny_config(manifest, out, schedule=schedule))
-        return out
-
-    return trained
-
-
-def assert_same_end(run: Path, other: Path) -> None:
-    """Weights, the optimiser, the loop's state and the logs are equal."""
-    for which in ("last", "best"):
-        left, right = (json.loads((path / "checkpoints" / f"{which}.json").read_text()) for path in (run, other))
-        tensors, others = (
-            load_file(path / "checkpoints" / record["file"]) for path, record in ((run, left), (other, right))
-        )
-        assert tensors.keys() == others.keys()
-        assert any(key.startswith("optimizer:") for key in tensors)
-        for key, value in tensors.items():
-            assert torch.equal(value, others[key]), key
-        for record in (left, right):
-            del record["state"]["seconds"]
-        assert left == right
-    for name in ("slides.csv", "epochs.csv"):
-        tables = [pd.read_csv(path / "log" / name).drop(columns=TIMES, errors="ignore") for path in (run, other)]
-        pd.testing.assert_frame_equal(*tables)
-
-
-Whole = Callable[[str], Path]
 schedules = pytest.mark.parametrize("schedule", ["simultaneous", "sequential"])
 
 
@@ -169,141 +125,6 @@ def test_joined_runs_equal_one(manifest: Path, tmp_path: Path, whole_run: Whole)
     run = train(tiny_config(manifest, tmp_path / "joined", epochs=2, resume=True))
     assert run.config.epochs == 2
     assert_same_end(tmp_path / "joined", whole_run("simultaneous"))
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_leaves(
-    manifest: Path,
-    tmp_path: Path,
-    whole_run: Whole,
-    monkeypatch: pytest.MonkeyPatch,
-    number: signal.Signals,
-    status: int,
-) -> None:
-    """In the middle of a group: what the group has accumulated is thrown away, nothing else."""
-    step = StreamingEngine.step
-    calls = 0
-
-    def signalled(self: StreamingEngine, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        result = step(self, *args, **kwargs)
-        if calls == 3:
-            os.kill(os.getpid(), number)
-        return result
-
-    monkeypatch.setattr(StreamingEngine, "step", signalled)
-    before = signal.getsignal(number)
-    with pytest.raises(Interrupted) as caught:
-        train(tiny_config(manifest, tmp_path / "stopped", checkpoint_minutes=60))
-    assert caught.value.exit_status == status
-    assert calls == 3
-    assert signal.getsignal(number) == before
-    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
-    assert (record["step"], record["state"]["position"], record["state"]["slides_seen"]) == (1, 2, 2)
-    monkeypatch.undo()
-    train(tiny_config(manifest, tmp_path / "stopped", resume=True))
-    assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
-
-
-@pytest.mark.parametrize(
-    ("computing", "call", "slow", "done"),
-    [("step", 3, 4, (1, 2, 2)), ("predict", 1, 7, (3, 5, 5))],
-    ids=["training", "validation"],
-)
-def test_a_signal_saves_before_the_slide_that_is_read_ahead_is_there(
-    manifest: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    computing: str,
-    call: int,
-    slow: int,
-    done: tuple[int, int, int],
-) -> None:
-    """The ``slow``-th slide to be opened, while the one before is computed on, is not there before the state is saved."""
-    open_view, compute, save = ViewSource.open, getattr(StreamingEngine, computing), Trainer.save
-    reading, saved = threading.Event(), threading.Event()
-    opened, calls, in_time = 0, 0, False
-
-    def waits(self: ViewSource, entry: Entry, draws: Any = None) -> SlideView:
-        nonlocal opened, in_time
-        opened += 1
-        if opened == slow:
-            reading.set()
-            in_time = saved.wait(timeout=5)
-        return open_view(self, entry, draws)
-
-    def signalled(self: StreamingEngine, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            assert reading.wait(timeout=20)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return compute(self, *args, **kwargs)
-
-    def told(self: Trainer) -> None:
-        save(self)
-        if reading.is_set():
-            saved.set()
-
-    monkeypatch.setattr(ViewSource, "open", waits)
-    monkeypatch.setattr(StreamingEngine, computing, signalled)
-    monkeypatch.setattr(Trainer, "save", told)
-    with pytest.raises(Interrupted):
-        train(tiny_config(manifest, tmp_path / "stopped", checkpoint_minutes=60))
-    assert in_time
-    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
-    assert (record["step"], record["state"]["position"], record["state"]["slides_seen"]) == done
-
-
-def test_a_signal_in_validation_saves_the_trained_epoch(
-    manifest: Path, tmp_path: Path, whole_run: Whole, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    predict = StreamingEngine.predict
-
-    def signalled(self: StreamingEngine, view: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return predict(self, view)
-
-    monkeypatch.setattr(StreamingEngine, "predict", signalled)
-    with pytest.raises(Interrupted):
-        train(tiny_config(manifest, tmp_path / "stopped"))
-    monkeypatch.undo()
-    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
-    assert (record["step"], record["state"]["position"], record["state"]["epoch"]) == (3, 5, 0)
-    train(tiny_config(manifest, tmp_path / "stopped", resume=True))
-    assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
-
-
-@pytest.mark.parametrize(("in_validation", "done"), [(False, (1, 2, 2)), (True, (3, 5, 5))])
-def test_a_slide_that_can_no_longer_be_read_saves_what_was_done(
-    manifest: Path,
-    tmp_path: Path,
-    whole_run: Whole,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    in_validation: bool,
-    done: tuple[int, int, int],
-) -> None:
-    """The fourth slide that is trained on, in the middle of a group, or the first of the validation."""
-    open_view, opened = ViewSource.open, 0
-
-    def unreadable(self: ViewSource, entry: Entry, draws: Any = None) -> SlideView:
-        nonlocal opened
-        opened += 1
-        if draws is None if in_validation else opened == 4:
-            raise SlideError.single("cannot be read", where=entry.file, remedy="copy it again")
-        return open_view(self, entry, draws)
-
-    monkeypatch.setattr(ViewSource, "open", unreadable)
-    with pytest.raises(SlideError, match="cannot be read"):
-        train(tiny_config(manifest, tmp_path / "stopped", checkpoint_minutes=60))
-    monkeypatch.undo()
-    record = json.loads((tmp_path / "stopped" / "checkpoints" / "last.json").read_text())
-    assert (record["step"], record["state"]["position"], record["state"]["slides_seen"]) == done
-    assert f"saved after step {done[0]}, go on with --resume when it is mended" in caplog.messages
-    train(tiny_config(manifest, tmp_path / "stopped", resume=True))
-    assert_same_end(tmp_path / "stopped", whole_run("simultaneous"))
 
 
 def test_a_finished_run_is_left_as_it_is(manifest: Path, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from timm.models.resnet import BasicBlock, ResNet
 
 from wholeslide.model.network import LocalNetwork
@@ -94,3 +97,27 @@ def train_in_child(config: TrainConfig) -> None:
 
     with same_arithmetic():
         train(config)
+
+
+#: The run that is never interrupted, by its schedule.
+Whole = Callable[[str], Path]
+_TIMES = ["seconds", "wait_seconds", "memory_bytes", "training_seconds"]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Weights, the optimiser, the loop's state and the logs are equal."""
+    for which in ("last", "best"):
+        left, right = (json.loads((path / "checkpoints" / f"{which}.json").read_text()) for path in (run, other))
+        tensors, others = (
+            load_file(path / "checkpoints" / record["file"]) for path, record in ((run, left), (other, right))
+        )
+        assert tensors.keys() == others.keys()
+        assert any(key.startswith("optimizer:") for key in tensors)
+        for key, value in tensors.items():
+            assert torch.equal(value, others[key]), key
+        for record in (left, right):
+            del record["state"]["seconds"]
+        assert left == right
+    for name in ("slides.csv", "epochs.csv"):
+        tables = [pd.read_csv(path / "log" / name).drop(columns=_TIMES, errors="ignore") for path in (run, other)]
+        pd.testing.assert_frame_equal(*tables)
