@@ -30,11 +30,24 @@ class FeatureReconstruction(nn.Module):
 
         The norm takes its statistics from all the regions of the slide.
         """
+        reconstruction: Tensor = self.to_target(F.relu(self.norm(self.widened(regions_rchw))))
+        return reconstruction
+
+    def widened(self, regions_rchw: Tensor) -> Tensor:
+        """Regions before the norm, (R, C, h·stride, w·stride)."""
         if self.stride > 1:
             regions_rchw = F.interpolate(
                 regions_rchw, scale_factor=float(self.stride), mode="bilinear", align_corners=False
             )
-        reconstruction: Tensor = self.to_target(F.relu(self.norm(self.widen(regions_rchw))))
+        widened: Tensor = self.widen(regions_rchw)
+        return widened
+
+    def rebuilt(self, widened_rchw: Tensor, mean_c: Tensor, variance_c: Tensor) -> Tensor:
+        """What :meth:`forward` makes of some of the widened regions, given the moments, (C,), of all of them."""
+        assert self.norm.weight is not None
+        scale_c = (variance_c + self.norm.eps).rsqrt() * self.norm.weight
+        shift_c = self.norm.bias - mean_c * scale_c
+        reconstruction: Tensor = self.to_target(F.relu(widened_rchw * scale_c[:, None, None] + shift_c[:, None, None]))
         return reconstruction
 
 

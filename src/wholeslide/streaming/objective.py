@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
-from wholeslide.model.network import LocalNetwork, ReconstructionLoss
+from wholeslide.model.network import LocalNetwork
 from wholeslide.model.reconstruction import draw_regions, target_box
 from wholeslide.streaming.grid import GridLayout
 
@@ -65,33 +64,22 @@ class StageObjective:
         """The reconstruction loss: the mean over all cells of all the regions' targets, before its weight α."""
         decoder = self.network.decoder(self.number)
         assert decoder is not None
-        loss: Tensor = _RegionLoss.apply(decoder(regions_rchw), targets_bchw, self.network.reconstruction_loss)
-        return loss
+        pairs = zip(decoder(regions_rchw), targets_bchw, shares_of_cells(targets_bchw), strict=True)
+        losses = [self.region_loss(decoded_chw, target[0]) * share for decoded_chw, target, share in pairs]
+        return torch.stack(losses).sum()
+
+    def region_loss(self, decoded_chw: Tensor, target_chw: Tensor) -> Tensor:
+        """The loss of one region, the mean over its target's cells."""
+        wanted = target_chw.to(head_dtype(target_chw.dtype))
+        decoded = decoded_chw[:, : wanted.shape[-2], : wanted.shape[-1]].to(wanted.dtype)
+        return self.network.reconstruction_loss(decoded, wanted)
 
 
-class _RegionLoss(torch.autograd.Function):
-    """The loss of decoded regions, with its gradient computed on the way, region by region: so little memory is needed, and none
-    of the regions' features are rearranged."""
-
-    @staticmethod
-    def forward(ctx: Any, decoded_rchw: Tensor, targets_bchw: list[Tensor], criterion: ReconstructionLoss) -> Tensor:
-        cells = np.array([target.shape[-2] * target.shape[-1] for target in targets_bchw], dtype=np.float64)
-        gradient_rchw = torch.zeros_like(decoded_rchw)
-        total = torch.zeros((), dtype=head_dtype(decoded_rchw.dtype), device=decoded_rchw.device)
-        for index, (target, share) in enumerate(zip(targets_bchw, cells / cells.sum(), strict=True)):
-            rows, columns = slice(target.shape[-2]), slice(target.shape[-1])
-            region = decoded_rchw[index, :, rows, columns].detach().to(total.dtype, copy=True).requires_grad_()
-            with torch.enable_grad():
-                loss = criterion(region, target[0].to(total.dtype)) * float(share)
-            gradient_rchw[index, :, rows, columns] = torch.autograd.grad(loss, region)[0]
-            total += loss.detach()
-        ctx.save_for_backward(gradient_rchw)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_rchw,) = ctx.saved_tensors
-        return gradient_rchw * outer[0], None, None
+def shares_of_cells(targets_bchw: Sequence[Tensor]) -> list[float]:
+    """Each target's part of all their cells."""
+    cells = np.array([target.shape[-2] * target.shape[-1] for target in targets_bchw], dtype=np.float64)
+    shares: list[float] = (cells / cells.sum()).tolist()
+    return shares
 
 
 def head_dtype(features: torch.dtype) -> torch.dtype:

@@ -14,6 +14,7 @@ from wholeslide.geometry import Box, Size
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.grid import ROWS_OF_A_PART, GridLayout
 from wholeslide.streaming.objective import StageObjective, head_dtype
+from wholeslide.streaming.region_decoding import reconstruct
 from wholeslide.streaming.step import Observer
 from wholeslide.streaming.stores import FeatureStore
 from wholeslide.streaming.tile_runner import TileRunner
@@ -192,13 +193,14 @@ class StageStep:
         targets = list(
             self._work.x_previous.regions(self._objective.target_boxes(cell_regions, self._work.x_previous.size))
         )
-        regions_rchw = torch.cat(list(self._work.x.regions(cell_regions)))
-        regions_rchw = self._runner.plan.execution.arrange(regions_rchw).requires_grad_()
-        with self._runner.autocast():
-            loss = self._objective.reconstruction(regions_rchw, targets)
-        torch.autograd.backward([loss * (self._weight * self._runner.network.config.reconstruction_weight)])
-        self.reconstruction_loss = loss.item()
-        return cell_regions, regions_rchw.grad
+        self.reconstruction_loss, x_gradients_rchw = reconstruct(
+            self._objective,
+            self._runner.plan.execution.arrange(torch.cat(list(self._work.x.regions(cell_regions)))),
+            targets,
+            weight=self._weight * self._runner.network.config.reconstruction_weight,
+            autocast=self._runner.autocast,
+        )
+        return cell_regions, x_gradients_rchw
 
     def _backward(
         self, graph: _TileGraph, z_gradient_nc: Tensor, cell_regions: list[Box], x_gradients_rchw: Tensor | None
