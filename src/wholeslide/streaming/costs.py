@@ -16,8 +16,9 @@ from wholeslide.streaming.execution import Execution
 _PROBES_PX = (384, 576)
 #: Tensors as large as the largest of a graph that are in flight besides it: gradients and the kernels' workspace.
 _IN_FLIGHT = 3
-#: Tensors of a decoder's input size that live at once in its forward and backward pass, losses in fp32 counted twice.
-_MAPS_OF_A_DECODER = 10
+#: Of all regions, how often what comes in and what the norm sees live at once; of one region, what lives besides it on its way
+#: through the decoder and back, much of it in fp32.
+_INPUTS_OF_REGIONS, _MAPS_OF_REGIONS, _MAPS_OF_ONE_REGION = 3, 2, 24
 #: A tile smaller than this is nearly all halo.
 _SMALLEST_TILE_PX = 192
 
@@ -118,8 +119,11 @@ def decoder_bytes(network: LocalNetwork, number: int, view: Size, execution: Exe
     decoder = network.decoder(number) if number else None
     if decoder is None:
         return 0
-    cells = _region_cells(network, number, view) * decoder.stride**2
-    return _MAPS_OF_A_DECODER * cells * network.stage(number).out_channels * execution.store_dtype.itemsize
+    stage, size = network.stage(number), execution.store_dtype.itemsize
+    cells, inner_cells = (_region_cells(network, number, view) * factor for factor in (1, decoder.stride**2))
+    of_one = inner_cells // _region_count(network, view)
+    channels = _INPUTS_OF_REGIONS * cells * stage.out_channels + inner_cells * stage.in_channels
+    return size * (channels + (_MAPS_OF_REGIONS * inner_cells + _MAPS_OF_ONE_REGION * of_one) * stage.out_channels)
 
 
 def region_px(network: LocalNetwork, number: int, view: Size) -> int:
@@ -132,8 +136,12 @@ def region_px(network: LocalNetwork, number: int, view: Size) -> int:
 def _region_cells(network: LocalNetwork, number: int, view: Size) -> int:
     config = network.config
     side = region_side(config.reconstruction_region_px, network.stage(number).stride)
-    regions = region_count(view.area, config.reconstruction_region_px, config.reconstruction_regions)
-    return regions * min(side**2, network.feature_size(view, number).area)
+    return _region_count(network, view) * min(side**2, network.feature_size(view, number).area)
+
+
+def _region_count(network: LocalNetwork, view: Size) -> int:
+    config = network.config
+    return region_count(view.area, config.reconstruction_region_px, config.reconstruction_regions)
 
 
 def gradient_bytes(network: LocalNetwork) -> int:

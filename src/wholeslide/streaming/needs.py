@@ -10,8 +10,8 @@ from wholeslide.geometry import Size
 from wholeslide.streaming.costs import TileCost
 
 _LARGEST_TILE_PX = 8192
-#: Tensors above this leave the cache before they are read again: such tiles take about so many times as long.
-_CACHED_BYTES, _COST_OF_CACHE_MISSES = 8 * 2**20, 1.15
+#: The allocator maps tensors above this anew each time: such tiles take about so many times as long.
+_REUSED_BYTES, _COST_OF_MAPPING = 32 * 2**20, 1.15
 #: Where no graph is kept, larger tiles would only take more memory.
 _LARGEST_FORWARD_TILE_PX = 1536
 #: Windows of another view of the same area may be so many times those of the largest.
@@ -148,5 +148,5 @@ class StageNeeds:
         """Pixels that pass forward once, backward at twice the cost, and forward again where their graph is not kept."""
         windows_px = self._windows_px(side_px)
         work = 4 * windows_px - min(kept_px, windows_px)
-        cached = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area) <= _CACHED_BYTES
-        return work if cached else work * _COST_OF_CACHE_MISSES
+        reused = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area) <= _REUSED_BYTES
+        return work if reused else work * _COST_OF_MAPPING

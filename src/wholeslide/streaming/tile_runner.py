@@ -34,6 +34,7 @@ class TileRunner:
 
     def run(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""
+        self.tidy()
         execution = self.plan.execution
         with self.autocast():
             output = weights(execution.arrange(window_bchw))
@@ -79,7 +80,11 @@ class TileRunner:
         return cover(active, view_size, locality, tile_cells=side, align=_STEM_ALIGN, within=own)
 
     def tidy(self) -> None:
-        """Give freed memory back where tensors of other sizes come next, which would not fit where the last ones were."""
+        """Give freed memory back, where there is more than the plan tolerates.
+
+        Tensors of other sizes, as of the next tile or stage, do not fit where the last ones were; in few large tiles, three times
+        what they hold piled up.
+        """
         if self.device.type == "cpu":
             return_freed_memory(self.plan.freed_bytes)
 
