@@ -172,7 +172,7 @@ def _window_bytes(
         output = weights(x_bchw)
         grid = network.head(number).grid(output) if number else None
     if grid is None:
-        return 0, _IN_FLIGHT * int(output.nbytes) + 2 * int(x_bchw.nbytes)
+        return 0, _IN_FLIGHT * int(output.nbytes) + 3 * int(x_bchw.nbytes)  # and the next window's pixels
     shared = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *weights.tensors)}
     graph_bytes = sum(size for key, size in saved_bytes.items() if key not in shared)
     flight_bytes = _IN_FLIGHT * max(feature_bytes)

@@ -13,16 +13,19 @@ the sum of what those cells should send back goes back through it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from wholeslide.allocator import fix_thresholds
 from wholeslide.draws import Draws
 from wholeslide.errors import ConfigError
+from wholeslide.geometry import Box
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.background import PixelSource, VaryingPixels
 from wholeslide.streaming.disk_store import folder_for_features
@@ -33,7 +36,7 @@ from wholeslide.streaming.stage_pass import StagePass, StageStep
 from wholeslide.streaming.step import Observer, StepResult, trained_stages
 from wholeslide.streaming.stores import FeatureStore
 from wholeslide.streaming.tile_runner import TileRunner
-from wholeslide.streaming.tiles import lone_tile
+from wholeslide.streaming.tiles import Tile, lone_tile
 
 
 class StreamingEngine:
@@ -153,14 +156,15 @@ class StreamingEngine:
         varying = VaryingPixels(view.size, everywhere=background is None)
         x = runner.open_store(0, view.size)
         weights = stem.step_weights(trained=False, dtype=self.plan.execution.multiplied_dtype)
-        for tile in runner.stem_tiles(view.size):
+        tiles = runner.stem_tiles(view.size)
+        for tile, pixels_hwc in zip(tiles, _read_ahead(view, tiles, background), strict=True):
             window = tile.cell_window
-            unread = background is not None and view.is_background(window)
-            pixels_hwc = None if unread else view.read(window)
-            if background is not None and pixels_hwc is not None:
+            if pixels_hwc is None:
+                assert background is not None
+                pixels_hwc = np.broadcast_to(background, (window.height, window.width, 3))
+            elif background is not None:
                 varying.note(window, pixels_hwc, background)
             for part in runner.needed_of_stem(tile, view.size, varying):
-                pixels_hwc = view.read(window) if pixels_hwc is None else pixels_hwc
                 part_hwc = pixels_hwc[part.cell_window.relative_to(window).rows_columns]
                 x.write(part.cell_own, runner.run(weights, self.network.to_input(part_hwc), part))
         if background is not None and varying.anywhere_constant:
@@ -176,3 +180,25 @@ class StreamingEngine:
             for tile, own_bchw in work.run(work.everything):
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
         return work
+
+
+def _read_ahead(
+    view: PixelSource, tiles: Sequence[Tile], background: npt.NDArray[np.float32] | None
+) -> Iterator[npt.NDArray[np.float32] | None]:
+    """The pixels of each tile's window, (h, w, 3), the next one's read while one is computed.
+
+    Nothing for a window that is known to be all ``background``: it is not read.
+    """
+
+    def pixels(window: Box) -> npt.NDArray[np.float32] | None:
+        return None if background is not None and view.is_background(window) else view.read(window)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels") as thread:
+        pending: Future[npt.NDArray[np.float32] | None] | None = None
+        for tile in tiles:
+            following = thread.submit(pixels, tile.cell_window)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

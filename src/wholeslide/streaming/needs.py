@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ from wholeslide.geometry import Size
 from wholeslide.streaming.costs import TileCost
 
 _LARGEST_TILE_PX = 8192
-#: The allocator maps tensors above this anew each time: such tiles take about so many times as long.
-_REUSED_BYTES, _COST_OF_MAPPING = 32 * 2**20, 1.15
+#: Tensors above this leave the cache before they are read again; each doubling of them takes about so much more time.
+_CACHED_BYTES, _COST_OF_DOUBLING = 8 * 2**20, 0.05
 #: Where no graph is kept, larger tiles would only take more memory.
 _LARGEST_FORWARD_TILE_PX = 1536
 #: Windows of another view of the same area may be so many times those of the largest.
@@ -148,5 +149,5 @@ class StageNeeds:
         """Pixels that pass forward once, backward at twice the cost, and forward again where their graph is not kept."""
         windows_px = self._windows_px(side_px)
         work = 4 * windows_px - min(kept_px, windows_px)
-        reused = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area) <= _REUSED_BYTES
-        return work if reused else work * _COST_OF_MAPPING
+        map_bytes = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area)
+        return work * (1 + _COST_OF_DOUBLING * max(0.0, math.log2(map_bytes / _CACHED_BYTES)))
