@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -75,6 +75,34 @@ def random_view(size: Size, *, seed: int = 0, channels: int = 3) -> ArrayView:
     return ArrayView((0.6 * rng.random(shape) + 0.4 * ramp).astype(np.float32))
 
 
+Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+BACKGROUND = np.array([0.9, 0.8, 0.95], np.float32)
+
+
+def disc(x: float, y: float, radius: float) -> Paint:
+    return lambda across, down: (across - x) ** 2 + (down - y) ** 2 < radius**2
+
+
+#: Where there is tissue, by coordinates from 0 to 1.
+SHAPES: dict[str, Paint] = {
+    "disc": disc(0.55, 0.5, 0.2),
+    "corner": disc(0.0, 0.0, 0.4),
+    "right edge": disc(1.0, 0.6, 0.15),
+    "pieces": lambda x, y: disc(0.25, 0.3, 0.05)(x, y) | disc(0.8, 0.7, 0.09)(x, y) | disc(0.75, 0.2, 0.02)(x, y),
+    "ring": lambda x, y: disc(0.5, 0.5, 0.4)(x, y) & ~disc(0.5, 0.5, 0.35)(x, y),
+    "none": lambda x, y: x < 0,
+    "everywhere": lambda x, y: x >= 0,
+}
+
+
+def painted(shape: str, size: Size, background: np.ndarray | None = BACKGROUND) -> ArrayView:
+    down, across = np.mgrid[: size.height, : size.width]
+    tissue = SHAPES[shape](across / size.width, down / size.height)
+    pixels = np.where(tissue[..., None], random_view(size).pixels_hwc, BACKGROUND)
+    return ArrayView(pixels.astype(np.float32), background)
+
+
 def build(backbone: str, stages: int, *, seed: int = 0, classes: int = 3, **config: Any) -> LocalNetwork:
     """A network with every weight and norm statistic redrawn, so that no branch is dead."""
     network = build_network(
@@ -127,6 +155,18 @@ def plan_for(
     parts = network.depth + 1
     sides, kept = (tile_px,) * parts, (kept_px,) * parts
     return Plan(Execution(precision, channels_last), store, sides, kept, Size(1, 1), elide=elide)
+
+
+#: Every place for features with no graph kept, about half of them, and all.
+STORES_AND_KEPT: dict[str, tuple[StorePlace, float]] = {
+    "host": ("host", 0.0),
+    "host, half kept": ("host", 0.5),
+    "host, all kept": ("host", 100.0),
+    "disk": ("disk", 0.0),
+    "disk, half kept": ("disk", 0.5),
+    "disk, all kept": ("disk", 100.0),
+    "device, half kept": ("device", 0.5),
+}
 
 
 def streaming(network: LocalNetwork, tile_px: int, precision: Precision = "fp64", **choices: Any) -> StreamingEngine:

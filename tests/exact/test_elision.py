@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cases import CPU, DRAWS, ArrayView, build, gradient_error, gradients_of, output_error, plan_for, random_view
-from oracle import Oracle
+from cases import (
+    CPU,
+    DRAWS,
+    SHAPES,
+    STORES_AND_KEPT,
+    ArrayView,
+    build,
+    gradient_error,
+    gradients_of,
+    output_error,
+    painted,
+    plan_for,
+)
+from oracle import Oracle, OracleStep
 from PIL import Image
 
 from wholeslide.geometry import Box, Size
@@ -23,31 +35,6 @@ from wholeslide.streaming.stage_pass import StagePass
 from wholeslide.streaming.tile_runner import TileRunner
 
 EXACT = 1e-9
-BACKGROUND = np.array([0.9, 0.8, 0.95], np.float32)
-Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def disc(x: float, y: float, radius: float) -> Paint:
-    return lambda across, down: (across - x) ** 2 + (down - y) ** 2 < radius**2
-
-
-#: Where there is tissue, by coordinates from 0 to 1.
-SHAPES: dict[str, Paint] = {
-    "disc": disc(0.55, 0.5, 0.2),
-    "corner": disc(0.0, 0.0, 0.4),
-    "right edge": disc(1.0, 0.6, 0.15),
-    "pieces": lambda x, y: disc(0.25, 0.3, 0.05)(x, y) | disc(0.8, 0.7, 0.09)(x, y) | disc(0.75, 0.2, 0.02)(x, y),
-    "ring": lambda x, y: disc(0.5, 0.5, 0.4)(x, y) & ~disc(0.5, 0.5, 0.35)(x, y),
-    "none": lambda x, y: x < 0,
-    "everywhere": lambda x, y: x >= 0,
-}
-
-
-def painted(shape: str, size: Size, background: np.ndarray | None = BACKGROUND) -> ArrayView:
-    down, across = np.mgrid[: size.height, : size.width]
-    tissue = SHAPES[shape](across / size.width, down / size.height)
-    pixels = np.where(tissue[..., None], random_view(size).pixels_hwc, BACKGROUND)
-    return ArrayView(pixels.astype(np.float32), background)
 
 
 def run(network: LocalNetwork, view: Any, tile_px: int, **choices: Any) -> tuple[Any, ...]:
@@ -67,19 +54,30 @@ def run(network: LocalNetwork, view: Any, tile_px: int, **choices: Any) -> tuple
     return result, gradients_of(network), shares
 
 
-@pytest.mark.parametrize(
-    "choices", [{}, {"kept_px": 10**9}, {"kept_px": 4 * 10**5, "store": "disk"}], ids=["recomputed", "kept", "disk"]
-)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_background_that_is_computed_once_changes_nothing(shape: str, choices: dict[str, Any]) -> None:
+@dataclass
+class Painted:
+    shape: str
+    network: LocalNetwork
+    view: ArrayView
+    step: OracleStep
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def case(request: pytest.FixtureRequest) -> Painted:
     network = build("resnet_tiny", 8, reconstruction_region_px=160).double()
-    view = painted(shape, Size(1403, 1207))
-    step = Oracle(network).step(view.pixels_hwc, 1, DRAWS)
-    result, gradients, shares = run(network, view, 90, **choices)
+    view = painted(request.param, Size(1403, 1207))
+    return Painted(request.param, network, view, Oracle(network).step(view.pixels_hwc, 1, DRAWS))
+
+
+@pytest.mark.parametrize("how", STORES_AND_KEPT)
+def test_background_that_is_computed_once_changes_nothing(case: Painted, how: str) -> None:
+    (store, kept), step = STORES_AND_KEPT[how], case.step
+    kept_px = int(kept * case.view.size.area / 4)  # less is computed than the slide has
+    result, gradients, shares = run(case.network, case.view, 90, store=store, kept_px=kept_px)
     assert output_error(result, step) <= EXACT
     assert gradient_error(gradients, step.gradients) <= EXACT
     assert len(shares) == 8
-    if shape == "everywhere":
+    if case.shape == "everywhere":
         assert shares == [1.0] * 8
     else:
         assert shares[0] < 0.7

@@ -30,7 +30,7 @@ def assert_exact(network: LocalNetwork, size: Size, tile_px: int, *, seed: int =
 
 @pytest.mark.parametrize("stages", [1, 2, 4, 8])
 def test_slide_smaller_than_a_tile_and_a_region(stages: int) -> None:
-    """One tile a stage, whose graph is kept; regions of 768 px are clipped to the slide."""
+    """One tile a stage; regions of 768 px are clipped to the slide."""
     network = build("resnet_tiny", stages).double()
     engine, size = streaming(network, 4096), Size(397, 301)
     for number in range(1, stages + 1):

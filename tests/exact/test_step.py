@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cases import (
     DRAWS,
+    STORES_AND_KEPT,
     assert_not_vacuous,
     build,
     gradient_error,
@@ -24,7 +25,7 @@ from oracle import Oracle, OracleStep
 from wholeslide.draws import Draws
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
-from wholeslide.streaming.stores import StorePlace
+from wholeslide.streaming.stage_pass import StageStep
 
 EXACT = 1e-9
 
@@ -99,13 +100,12 @@ def without_gradients(reference: Reference) -> Iterator[None]:
     reference.network.zero_grad()
 
 
-@pytest.mark.parametrize("engine_name", ["recomputed", "partly kept", "disk", "whole"])
+@pytest.mark.parametrize("engine_name", [*STORES_AND_KEPT, "whole"])
 def test_engine_equals_the_independent_statement(reference: Reference, engine_name: str) -> None:
     case, network, view = reference.case, reference.network, random_view(Size.parse(reference.case.size))
     if engine_name != "whole":
-        store: StorePlace = "disk" if engine_name == "disk" else "host"
-        kept_px = view.size.area // 2 if engine_name == "partly kept" else 0
-        engine = streaming(network, case.tile_px, kept_px=kept_px, store=store)
+        store, kept = STORES_AND_KEPT[engine_name]
+        engine = streaming(network, case.tile_px, kept_px=int(kept * view.size.area), store=store)
         assert_not_vacuous(engine, view.size, axes=case.axes)
         result = engine.step(view, 1, DRAWS)
     else:
@@ -117,6 +117,26 @@ def test_engine_equals_the_independent_statement(reference: Reference, engine_na
             np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-9, atol=1e-11)
     assert output_error(result, reference.step) <= EXACT
     assert gradient_error(gradients_of(network), reference.step.gradients) <= EXACT
+
+
+def test_half_kept_is_some_of_each(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In at least one stage, tiles are kept and others are computed twice; with room for all, none is."""
+    case, network = reference.case, reference.network
+    shares: list[tuple[int, int]] = []
+    share_out = StageStep._share_out
+
+    def noted(self: StageStep) -> Any:
+        recomputed, kept = share_out(self)
+        shares.append((len(recomputed), len(kept)))
+        return recomputed, kept
+
+    monkeypatch.setattr(StageStep, "_share_out", noted)
+    view = random_view(Size.parse(case.size))
+    for share in (0.5, 100.0):
+        streaming(network, case.tile_px, kept_px=int(share * view.size.area)).step(view, 1, DRAWS)
+    half, everything = shares[: case.stages], shares[case.stages :]
+    assert any(recomputed and kept for recomputed, kept in half)
+    assert not any(recomputed for recomputed, _ in everything)
 
 
 def test_all_trainable_parameters_are_compared(reference: Reference) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wholeslide.bench.memory_step import varying_of
 from wholeslide.bench.texture import SQUARE_PX, Disc, write_texture
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.readers import open_slide
 from wholeslide.slides.view import make_view
 from wholeslide.slides.working import open_working_slide
+from wholeslide.streaming.background import VaryingPixels
 
 WHITE = 255
 
@@ -74,6 +76,22 @@ def test_the_mask_is_the_disc_and_a_small_margin(size: str, fraction: float, tmp
     wider = Disc(disc.size, disc.radius_px + SQUARE_PX + 6 * side)
     assert not (masked & ~wider.pixels(Box.covering(slide.whole_size))).any()
     slide.close()
+
+
+@pytest.mark.parametrize("cropped", [True, False])
+def test_what_varies_is_known_without_reading(cropped: bool, tmp_path: Path) -> None:
+    """The disc, told from its formula, is where the view's pixels are not white, cropped to the tissue or not."""
+    size = Size(1600, 1200)
+    write_texture(tmp_path / "slide.tif", size, seed=0, tissue_fraction=0.1)
+    slide = open_working_slide(tmp_path / "slide.tif", SlideConfig(mpp="native", background="constant"))
+    if not cropped:
+        slide.whole_box = Box.covering(slide.whole_size)
+    view = make_view(slide)
+    assert (view.size != size) == cropped
+    found, expected = varying_of(view, 0.1), VaryingPixels(view.size)
+    expected.note(Box.covering(view.size), view.read(Box.covering(view.size)), view.background)
+    np.testing.assert_array_equal(found._blocks, expected._blocks)
+    view.close()
 
 
 def test_a_view_knows_its_background_without_reading(tmp_path: Path) -> None:

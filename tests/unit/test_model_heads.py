@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from wholeslide.model.heads import (
     AttentionClassifier,
-    _Moments,
+    _MomentsOfRows,
     auxiliary_classifier,
     final_classifier,
     head_kernel,
@@ -105,7 +105,7 @@ def test_a_row_that_stands_for_several_cells_is_those_cells() -> None:
 def test_the_moments_are_those_of_a_group_norm_with_one_group_a_channel() -> None:
     head = auxiliary_classifier(6, 12, classes=2, dropout=0).double()
     z = torch.randn(12, 6).double()
-    mean, variance = _Moments.apply(torch.ones(12).double(), z[:5], z[5:])
+    mean, variance = _MomentsOfRows.apply(torch.ones(12).double(), z[:5], z[5:])
     by_torch = head.norm(z.T.reshape(1, 6, 4, 3))[0].flatten(1).T
     torch.testing.assert_close((z - mean) * (variance + head.norm.eps).rsqrt(), by_torch)
 
@@ -113,7 +113,7 @@ def test_the_moments_are_those_of_a_group_norm_with_one_group_a_channel() -> Non
 def test_the_gradients_of_the_moments() -> None:
     parts = [torch.randn(rows, 3).double().requires_grad_() for rows in (4, 1, 7)]
     count = torch.rand(12).double() + 0.5
-    assert torch.autograd.gradcheck(lambda *z_parts: _Moments.apply(count, *z_parts), parts)
+    assert torch.autograd.gradcheck(lambda *z_parts: _MomentsOfRows.apply(count, *z_parts), parts)
 
 
 def test_parts_change_nothing() -> None:

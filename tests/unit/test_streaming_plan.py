@@ -18,6 +18,7 @@ from wholeslide.streaming import planner
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.costs import tile_cost
 from wholeslide.streaming.execution import Execution, candidates
+from wholeslide.streaming.needs import TileChoice
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import NotEnoughMemoryError, least_memory, make_plan, parse_memory
 from wholeslide.streaming.stores import store_bytes
@@ -256,6 +257,27 @@ def test_the_smallest_plan_is_not_larger_than_the_default(network: LocalNetwork)
     smallest, default = plan(network, memory="smallest"), plan(network)
     assert smallest.predicted_peak_bytes < default.predicted_peak_bytes
     assert smallest.freed_bytes < default.freed_bytes
+
+
+def test_freed_memory_fills_what_a_stage_leaves_of_the_plans_peak(network: LocalNetwork) -> None:
+    """On any view: a stage's largest windows and all graphs that it may keep, and freed memory, stay within the largest stage's."""
+    made = plan(network, memory="2GiB")
+    most_bytes = [stage.most_bytes(choice) for stage, choice in zip(made.needs, made.choices, strict=True)]
+    tolerated_bytes = [made.tolerated_bytes(number) for number in range(3)]
+    assert min(tolerated_bytes) == made.freed_bytes < max(tolerated_bytes)
+    for most, tolerated in zip(most_bytes, tolerated_bytes, strict=True):
+        assert most + tolerated - made.freed_bytes == max(most_bytes)
+
+
+def test_a_grid_that_grows_with_the_slide_is_planned_for(network: LocalNetwork) -> None:
+    """z of the first stage of 10 gigapixels is 64 channels for each square of its classifier's kernel."""
+    huge = Size(100_000, 100_000)
+    needs = make_plan(network, huge, StreamingConfig(precision="fp32", memory="smallest"), CPU).needs[1]
+    side_px = network.stage(1).stride * network.head(1).kernel
+    cells = (100_000 // side_px) ** 2
+    assert needs.grid_bytes >= cells * network.head(1).to_grid.out_channels * 4
+    assert needs.fixed_bytes > needs.grid_bytes
+    assert needs.peak_bytes(TileChoice(side_px, 0)) >= needs.fixed_bytes + needs.grid_bytes
 
 
 def test_fp64_is_planned_for_checking() -> None:

@@ -23,6 +23,7 @@ class MemoryBenchConfig:
         stores: Where features between stages are kept: host, device, disk, or several, separated by commas.
         store_dir: Folder for features that are kept on disk, not one in memory; left out: where temporary files go.
         tissue_fractions: Parts of the slide's area that a disc of texture covers, separated by commas; all else is white.
+        crop: Cut a slide that has background to its tissue, as training does; off shows what eliding background does alone.
         backbone: A timm network of local operations; its weights are random.
         dtype: Arithmetic of the stages; auto times the choices on this machine.
         rfr: Train with random feature reconstruction.
@@ -41,6 +42,7 @@ class MemoryBenchConfig:
     stores: str = "host"
     store_dir: Path | None = None
     tissue_fractions: str = "1.0"
+    crop: Literal["on", "off"] = "on"
     backbone: str = "resnet34"
     dtype: Literal["auto", "bf16", "fp32"] = "bf16"
     rfr: Literal["on", "off"] = "on"

@@ -111,7 +111,7 @@ class StepFlops:
         for number, tiles in runner.tiles_of.items():
             rows = sum(self._grid_cells(number, tile.cell_own.size) for tile in tiles)
             total += self._classifier(number, min(rows + 1, self._grid_size(number).area))
-        return total + self._decoders()
+        return total + self._decoders(region_by_region=True)
 
     def _part(self, number: int, window: Size, *, forward: bool = True, backward: bool) -> int:
         """Of a window of the input of stage ``number``, or of the stem."""
@@ -132,8 +132,8 @@ class StepFlops:
         once = head.hidden.weight.numel() + head.logits.weight.numel()
         return 2 * (rows * (a_row + head.to_grid.out_channels) + once) * (1 + _WEIGHTS_AND_INPUT)
 
-    def _decoders(self) -> int:
-        """Of all regions of all stages."""
+    def _decoders(self, *, region_by_region: bool = False) -> int:
+        """Of all regions of all stages; one by one, they pass the first convolution twice."""
         total, config = 0, self._network.config
         for number in range(1, self._network.depth + 1):
             decoder, stage = self._network.decoder(number), self._network.stage(number)
@@ -145,6 +145,7 @@ class StepFlops:
             cells = regions * min(side, x_size.width) * min(side, x_size.height) * decoder.stride**2
             weights = decoder.widen.weight.numel() + decoder.to_target.weight.numel()
             total += 2 * cells * weights * (1 + _WEIGHTS_AND_INPUT)
+            total += 2 * cells * decoder.widen.weight.numel() * region_by_region
         return total
 
     def _lone_tiles(self) -> int:

@@ -33,6 +33,7 @@ class MemoryCase:
     width: int
     height: int
     tissue_fraction: float
+    crop: bool
     method: str
     stages: int
     mode: str
@@ -104,6 +105,7 @@ def _combinations(config: MemoryBenchConfig) -> Iterable[dict[str, Any]]:
             "width": size.width,
             "height": size.height,
             "tissue_fraction": fraction,
+            "crop": config.crop == "on",
             "method": method,
             "stages": stages,
             "mode": mode,

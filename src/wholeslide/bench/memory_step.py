@@ -73,6 +73,8 @@ def measure(case: MemoryCase) -> dict[str, Any]:
     trained = [p for p in network.parameters() if p.requires_grad]
     predicted_bytes = baseline_bytes + work.plan.predicted_peak_bytes if work.plan is not None else None
     return {
+        "view_width": view.size.width,
+        "view_height": view.size.height,
         **work.choices,
         "mask_margin_cells": _mask_margin_cells(view, case.tissue_fraction),
         "peak_bytes": peak_bytes,
@@ -84,7 +86,7 @@ def measure(case: MemoryCase) -> dict[str, Any]:
         "predicted_peak_bytes": predicted_bytes,
         "predicted_error": round(predicted_bytes / peak_bytes - 1, 4) if predicted_bytes is not None else None,
         "gradient_norm": float(torch.stack([p.grad.double().norm() for p in trained if p.grad is not None]).norm()),
-        **_flops(case, network, view.size, work.runner),
+        **_flops(case, network, view, work.runner),
     }
 
 
@@ -124,10 +126,11 @@ def _streamed(case: MemoryCase, network: LocalNetwork, view_size: Size) -> _Work
 
 
 def _open_view(case: MemoryCase, network: LocalNetwork) -> SlideView:
-    """The slide with its white masked, and not cropped to its tissue: a row is about the size that it names."""
+    """The slide with its white masked, and cropped to its tissue where that is asked for."""
     background = "keep" if case.tissue_fraction == 1 else "constant"
     slide = open_working_slide(Path(case.path), SlideConfig(mpp="native", background=background))  # type: ignore[arg-type]
-    slide.whole_box = Box.covering(slide.whole_size)
+    if not case.crop:
+        slide.whole_box = Box.covering(slide.whole_size)
     return make_view(slide, padded_size=network.padded_size)
 
 
@@ -154,24 +157,27 @@ def _strips(size: Size, height: int) -> list[Box]:
     return [Box(0, top, size.width, min(height, size.height - top)) for top in range(0, size.height, height)]
 
 
-def _flops(case: MemoryCase, network: LocalNetwork, view_size: Size, runner: CountingRunner | None) -> dict[str, Any]:
-    counts = StepFlops(network, view_size)
+def _flops(case: MemoryCase, network: LocalNetwork, view: SlideView, runner: CountingRunner | None) -> dict[str, Any]:
+    counts = StepFlops(network, view.size)
     dense = counts.dense()
-    varying = _varying(Size(case.width, case.height), view_size, case.tissue_fraction)
     return {
         "dense_flops": dense,
-        "active_flops": counts.active(varying),
+        "active_flops": counts.active(varying_of(view, case.tissue_fraction)),
         "computed_flops": counts.computed(runner) if runner is not None else dense,
     }
 
 
-def _varying(slide_size: Size, view_size: Size, fraction: float) -> VaryingPixels:
+def varying_of(view: SlideView, fraction: float) -> VaryingPixels:
     """Where the view is not white, told from the disc."""
     if fraction == 1:
-        return VaryingPixels(view_size, everywhere=True)
-    varying, disc = VaryingPixels(view_size), Disc.covering(slide_size, fraction)
-    for strip in _strips(slide_size, _STRIP_PX):
-        varying.note(strip, disc.pixels(strip)[..., None].astype(np.float32), np.zeros(1, np.float32))
+        return VaryingPixels(view.size, everywhere=True)
+    varying, whole_box = VaryingPixels(view.size), view.slide.whole_box
+    disc = Disc.covering(view.slide.whole_size, fraction)
+    for strip in _strips(disc.size, _STRIP_PX):
+        inside = strip.intersection(whole_box)
+        if not inside.empty:
+            pixels = disc.pixels(strip)[inside.relative_to(strip).rows_columns]
+            varying.note(inside.relative_to(whole_box), pixels[..., None].astype(np.float32), np.zeros(1, np.float32))
     return varying
 
 

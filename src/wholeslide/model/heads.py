@@ -6,7 +6,7 @@ it; everything that looks at the whole slide (norm, attention, pooling) happens 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,23 +62,20 @@ class AttentionClassifier(nn.Module):
         padded = F.pad(x_bchw, (0, right, 0, bottom)) if right or bottom else x_bchw
         weight = self.to_grid.weight if weight is None else weight
         if x_bchw.stride(1) == 1:  # channels last
-            return self._grid_by_product(padded, weight)
+            z_bchw: Tensor = _GridByProduct.apply(padded, weight)
+            return z_bchw
         return F.conv2d(padded, weight, stride=self.kernel)
-
-    def _grid_by_product(self, x_bchw: Tensor, weight: Tensor) -> Tensor:
-        """The same convolution as one product of matrices: its windows do not overlap."""
-        batch, channels, height, width = x_bchw.shape
-        rows, columns, k = height // self.kernel, width // self.kernel, self.kernel
-        windows = x_bchw.permute(0, 2, 3, 1).reshape(batch, rows, k, columns, k, channels).transpose(2, 3)
-        z_bhwc = windows.reshape(-1, k * k * channels) @ weight.permute(2, 3, 1, 0).reshape(k * k * channels, -1)
-        return z_bhwc.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
 
     def grid_length(self, cells: int) -> int:
         """Grid cells that cover ``cells`` cells of x_k along one axis."""
         return -(-cells // self.kernel)
 
     def forward(
-        self, z_parts: Sequence[Tensor], count_n: Tensor | None = None, kept_n: Tensor | None = None
+        self,
+        z_parts: Sequence[Tensor],
+        count_n: Tensor | None = None,
+        kept_n: Tensor | None = None,
+        moments: Moments | None = None,
     ) -> HeadOutput:
         """Classify a slide from its whole grid, given as rows; cells of the grid that are alike may share one.
 
@@ -87,11 +84,13 @@ class AttentionClassifier(nn.Module):
                 part needs on the way back is computed again, so that no more memory is taken than for the largest.
             count_n: how many cells of the grid each row stands for, (N,); by default each stands for one.
             kept_n: the attention weights that survive dropout, counted in the same way; by default all do.
+            moments: of all rows, where no gradient is to flow through them.
         """
         if count_n is None:
             count_n = torch.cat([torch.ones_like(z_nc[:, 0]) for z_nc in z_parts])
-        mean_c, variance_c = _Moments.apply(count_n, *z_parts)
-        scale_c = (variance_c + self.norm.eps).rsqrt() * self.norm.weight
+        if moments is None:
+            moments = Moments(count_n, *_MomentsOfRows.apply(count_n, *z_parts))
+        mean_c, scale_c = moments.mean_c, (moments.variance_c + self.norm.eps).rsqrt() * self.norm.weight
         lean = _recomputed if len(z_parts) > 1 else _called
         score_n = torch.cat([lean(self._scores, z_nc, mean_c, scale_c) for z_nc in z_parts])
         score_n = score_n - score_n.detach().max()
@@ -126,30 +125,98 @@ def _recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     return result
 
 
-class _Moments(torch.autograd.Function):
-    """Mean and variance of each channel, (C,), over rows that come in parts and each count so many times.
+class _GridByProduct(torch.autograd.Function):
+    """A convolution whose stride is its kernel, as one product of matrices: its windows do not overlap.
 
-    The variance is that about the mean. Nothing but the rows themselves is kept for the way back.
+    The windows are gathered again on the way back, and not kept: a copy of all features.
     """
 
     @staticmethod
+    def forward(ctx: Any, x_bchw: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x_bchw, weight)
+        batch, _, height, width = x_bchw.shape
+        k = weight.shape[-1]
+        z_nc = _windows(x_bchw, k) @ _matrix(weight)
+        return z_nc.view(batch, height // k, width // k, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_bchw, weight = ctx.saved_tensors
+        k, x_gradient, weight_gradient = weight.shape[-1], None, None
+        z_nc = outer[0].permute(0, 2, 3, 1).flatten(0, 2)
+        if ctx.needs_input_grad[0]:
+            batch, channels, height, width = x_bchw.shape
+            windows = (z_nc @ _matrix(weight).to(z_nc.dtype).T).view(batch, height // k, width // k, k, k, channels)
+            x_gradient = windows.transpose(2, 3).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[1]:
+            matrix = _windows(x_bchw, k).to(z_nc.dtype).T @ z_nc
+            weight_gradient = matrix.view(k, k, x_bchw.shape[1], -1).permute(3, 2, 0, 1)
+        return x_gradient, weight_gradient
+
+
+def _windows(x_bchw: Tensor, kernel: int) -> Tensor:
+    """Each window of a channels-last tensor as a row, (N, k·k·C)."""
+    batch, channels, height, width = x_bchw.shape
+    rows, columns = height // kernel, width // kernel
+    windows = x_bchw.permute(0, 2, 3, 1).reshape(batch, rows, kernel, columns, kernel, channels).transpose(2, 3)
+    return windows.reshape(-1, kernel * kernel * channels)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A convolution's weights in the order of a window's row, (k·k·C, C')."""
+    return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
+
+
+class Moments(NamedTuple):
+    """Mean and variance of each channel, (C,), over rows that each count ``count_n`` times; the variance is that about the mean."""
+
+    count_n: Tensor
+    mean_c: Tensor
+    variance_c: Tensor
+
+    @classmethod
+    def of_rows(cls, z_parts: Sequence[Tensor], count_n: Tensor) -> Moments:
+        """Of rows that come in parts, (N_1, C), (N_2, C), …; without a graph."""
+        with torch.no_grad():
+            shares = _shares(count_n, z_parts)
+            mean_c = torch.stack([share @ z_nc for share, z_nc in zip(shares, z_parts, strict=True)]).sum(dim=0)
+            squares = [share @ (z_nc - mean_c).square() for share, z_nc in zip(shares, z_parts, strict=True)]
+            return cls(count_n, mean_c, torch.stack(squares).sum(dim=0))
+
+    def leaves(self) -> Moments:
+        """The same, to gather gradients on."""
+        return Moments(self.count_n, self.mean_c.requires_grad_(), self.variance_c.requires_grad_())
+
+    def gradients(self, z_parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """What leaves send on to each part of the rows, one after the other."""
+        assert self.mean_c.grad is not None
+        assert self.variance_c.grad is not None
+        return self.sent_on(z_parts, self.mean_c.grad, self.variance_c.grad)
+
+    def sent_on(self, z_parts: Sequence[Tensor], to_mean_c: Tensor, to_variance_c: Tensor) -> Iterator[Tensor]:
+        """The rows' gradients, part by part, from those of the two moments."""
+        for share, z_nc in zip(_shares(self.count_n, z_parts), z_parts, strict=True):
+            yield share[:, None] * (to_mean_c + 2 * to_variance_c * (z_nc - self.mean_c))
+
+
+def _shares(count_n: Tensor, z_parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each row's part of all that is counted, in the same parts."""
+    return torch.split(count_n / count_n.sum(), [len(z_nc) for z_nc in z_parts])
+
+
+class _MomentsOfRows(torch.autograd.Function):
+    """Mean and variance with a graph. Nothing but the rows themselves is kept for the way back."""
+
+    @staticmethod
     def forward(ctx: Any, count_n: Tensor, *z_parts: Tensor) -> tuple[Tensor, Tensor]:
-        shares = torch.split(count_n / count_n.sum(), [len(z_nc) for z_nc in z_parts])
-        mean_c = torch.stack([share @ z_nc for share, z_nc in zip(shares, z_parts, strict=True)]).sum(dim=0)
-        squares = [share @ (z_nc - mean_c).square() for share, z_nc in zip(shares, z_parts, strict=True)]
-        ctx.save_for_backward(mean_c, *shares, *z_parts)
-        return mean_c, torch.stack(squares).sum(dim=0)
+        moments = Moments.of_rows(z_parts, count_n)
+        ctx.save_for_backward(*moments, *z_parts)
+        return moments.mean_c, moments.variance_c
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        mean_c, *saved = ctx.saved_tensors
-        shares, z_parts = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        to_mean_c, to_variance_c = outer
-        gradients = [
-            share[:, None] * (to_mean_c + 2 * to_variance_c * (z_nc - mean_c))
-            for share, z_nc in zip(shares, z_parts, strict=True)
-        ]
-        return None, *gradients
+        count_n, mean_c, variance_c, *z_parts = ctx.saved_tensors
+        return None, *Moments(count_n, mean_c, variance_c).sent_on(z_parts, *outer)
 
 
 def head_kernel(stride: int) -> int:

@@ -11,11 +11,14 @@ from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.model.reconstruction import region_count, region_side
 from wholeslide.streaming.execution import Execution
+from wholeslide.streaming.tiles import STEM_ALIGN
 
 #: Sides of the windows on which tensors are counted; two, so that halos and constants fall out.
 _PROBES_PX = (384, 576)
 #: Tensors as large as the largest of a graph that are in flight besides it: gradients and the kernels' workspace.
 _IN_FLIGHT = 3
+#: Windows of pixels that live at once in the stem, jitter and reading ahead included.
+_PIXELS_IN_FLIGHT = 5
 #: Of all regions, how often what comes in and what the norm sees live at once; of one region, what lives besides it on its way
 #: through the decoder and back, much of it in fp32.
 _INPUTS_OF_REGIONS, _MAPS_OF_REGIONS, _MAPS_OF_ONE_REGION = 3, 2, 24
@@ -37,8 +40,8 @@ class TileCost:
 
     ``graph_bytes_per_px`` stay between the two passes where the tile is kept, ``flight_bytes_per_px`` come on top while it is
     computed. ``weight_bytes`` are shared by all tiles: the folded weights, their casts and their gradients. A tile's side is a
-    multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window. ``read_bytes_per_px`` of features come in, and
-    ``written_bytes_per_px`` go out.
+    multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window. ``read_bytes_per_px`` of features come in,
+    ``written_bytes_per_px`` go out, and ``map_bytes_per_px`` are those of the largest tensor on the way.
     """
 
     graph_bytes_per_px: float
@@ -48,6 +51,7 @@ class TileCost:
     halo_px: int
     read_bytes_per_px: float = 0.0
     written_bytes_per_px: float = 0.0
+    map_bytes_per_px: float = 0.0
 
     def with_disk_buffers(self) -> TileCost:
         """The same where features are on disk: a window is read ahead, and two tiles are about to be written."""
@@ -64,7 +68,7 @@ class TileCost:
 
     def largest_map_bytes(self, window_px: int) -> int:
         """Of any one tensor of a window's graph."""
-        return self.flight_bytes(window_px) // _IN_FLIGHT
+        return int(self.map_bytes_per_px * window_px)
 
     def largest_window_px(self, view: Size, side_px: int) -> int:
         """Pixels of the largest window that tiles of ``side_px`` may have on any view of at most this area."""
@@ -100,16 +104,17 @@ def tile_cost(
     sides = [px // cell_px for px in _PROBES_PX]
     counted = [_window_bytes(network, number, cells, execution, device, training=training) for cells in sides]
     small_px, large_px = ((cells * cell_px) ** 2 for cells in sides)
-    graph, flight = ((large - small) / (large_px - small_px) for small, large in zip(*counted, strict=True))
+    graph, flight, largest = ((large - small) / (large_px - small_px) for small, large in zip(*counted, strict=True))
     weights = part.step_weights(trained=training, dtype=execution.multiplied_dtype)
     halo_cells = max(axis.halo_before + axis.halo_after for axis in (part.locality.x, part.locality.y))
     return TileCost(
         graph_bytes_per_px=graph,
         flight_bytes_per_px=flight,
         weight_bytes=weights.own_bytes,
-        step_px=part.stride * (network.head(number).kernel if number else 1),
+        step_px=part.stride * (network.head(number).kernel if number else STEM_ALIGN),
         halo_px=halo_cells * part.stride,
         read_bytes_per_px=part.in_channels * execution.store_dtype.itemsize / cell_px**2 if number else 0.0,
+        map_bytes_per_px=largest,
         written_bytes_per_px=part.out_channels * execution.store_dtype.itemsize / part.stride**2,
     )
 
@@ -124,6 +129,22 @@ def decoder_bytes(network: LocalNetwork, number: int, view: Size, execution: Exe
     of_one = inner_cells // _region_count(network, view)
     channels = _INPUTS_OF_REGIONS * cells * stage.out_channels + inner_cells * stage.in_channels
     return size * (channels + (_MAPS_OF_REGIONS * inner_cells + _MAPS_OF_ONE_REGION * of_one) * stage.out_channels)
+
+
+def grid_bytes(network: LocalNetwork, number: int, view: Size) -> int:
+    """Of z of stage ``number``."""
+    if not number:
+        return 0
+    head, size = network.head(number), network.feature_size(view, number)
+    cells = head.grid_length(size.width) * head.grid_length(size.height)
+    return cells * head.to_grid.out_channels * torch.finfo(torch.float32).bits // 8
+
+
+def region_bytes(network: LocalNetwork, number: int, view: Size, execution: Execution) -> int:
+    """Of the gradients of the regions of stage ``number``."""
+    if not number or network.decoder(number) is None:
+        return 0
+    return _region_cells(network, number, view) * network.stage(number).out_channels * execution.store_dtype.itemsize
 
 
 def region_px(network: LocalNetwork, number: int, view: Size) -> int:
@@ -151,8 +172,8 @@ def gradient_bytes(network: LocalNetwork) -> int:
 
 def _window_bytes(
     network: LocalNetwork, number: int, cells: int, execution: Execution, device: torch.device, *, training: bool
-) -> tuple[int, int]:
-    """Bytes of the graph of a square window, its input included, and of what is in flight while it is computed."""
+) -> tuple[int, int, int]:
+    """Bytes of a square window: of its graph with its input, of what is in flight while it is computed, and of its largest map."""
     saved_bytes: dict[int, int] = {}
     feature_bytes: list[int] = []
 
@@ -166,14 +187,18 @@ def _window_bytes(
     part = network.stage(number) if number else network.stem
     dtype = execution.store_dtype if number else execution.parameter_dtype
     x_bchw = execution.arrange(torch.zeros((1, part.in_channels, cells, cells), dtype=dtype, device=device))
+    x_bchw.requires_grad_(number == 0)  # or nothing of the stem would be noted
     weights = part.step_weights(trained=number > 0, dtype=execution.multiplied_dtype)
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with torch.set_grad_enabled(number > 0), hooks, execution.autocast(device):
+    with torch.enable_grad(), hooks, execution.autocast(device):
         output = weights(x_bchw)
         grid = network.head(number).grid(output) if number else None
-    if grid is None:
-        return 0, _IN_FLIGHT * int(output.nbytes) + 3 * int(x_bchw.nbytes)  # and the next window's pixels
+    largest = max(feature_bytes)
+    if (
+        grid is None
+    ):  # the pixels are read, turned to the network's numbers and cast, and the next tile's are read meanwhile
+        return 0, largest + 2 * int(output.nbytes) + _PIXELS_IN_FLIGHT * int(x_bchw.nbytes), largest
     shared = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *weights.tensors)}
     graph_bytes = sum(size for key, size in saved_bytes.items() if key not in shared)
-    flight_bytes = _IN_FLIGHT * max(feature_bytes)
-    return (graph_bytes, flight_bytes) if training else (0, flight_bytes + int(x_bchw.nbytes))
+    flight_bytes = _IN_FLIGHT * largest
+    return (graph_bytes, flight_bytes, largest) if training else (0, flight_bytes + int(x_bchw.nbytes), largest)

@@ -164,6 +164,7 @@ class StreamingEngine:
                 pixels_hwc = np.broadcast_to(background, (window.height, window.width, 3))
             elif background is not None:
                 varying.note(window, pixels_hwc, background)
+            runner.tidy(0)
             for part in runner.needed_of_stem(tile, view.size, varying):
                 part_hwc = pixels_hwc[part.cell_window.relative_to(window).rows_columns]
                 x.write(part.cell_own, runner.run(weights, self.network.to_input(part_hwc), part))
@@ -175,7 +176,7 @@ class StreamingEngine:
 
     def _forward(self, number: int, x_previous: FeatureStore, varying: VaryingPixels, *, needs_grid: bool) -> StagePass:
         """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
-        work = StagePass(self.runner, number, x_previous, varying, trained=False)
+        work = StagePass(self.runner, number, x_previous, varying, trained=False, needs_grid=needs_grid)
         with torch.no_grad():
             for tile, own_bchw in work.run(work.everything):
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)

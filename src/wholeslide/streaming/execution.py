@@ -139,6 +139,8 @@ def _time_decoder(
     begun = time.perf_counter()
     regions_rchw = execution.arrange(x_bchw).requires_grad_()
     with execution.autocast(device):
+        with torch.no_grad():
+            decoder.widened(regions_rchw)  # for the norm's moments
         reconstruction = decoder(regions_rchw)
     torch.autograd.grad(reconstruction.sum(), [regions_rchw, *decoder.parameters()])
     return _elapsed(begun, device)

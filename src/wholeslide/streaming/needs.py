@@ -32,9 +32,10 @@ class TileChoice:
 class StageNeeds:
     """Memory and time of a step while it is at one stage, or at the stem, on any view of at most this area.
 
-    Stores, gradients, weights, the library's kernels and freed memory that stays resident are there all the time; the decoder's
-    bytes are taken between the two passes. ``features_bytes`` are those of the stage's own x_k, wherever it is kept. Seconds are
-    by megapixels of the tiles' windows, ``decoder_seconds`` those of a slide.
+    Stores, gradients, weights, the grid, the library's kernels and freed memory that stays resident are there all the time; as much
+    as the grid again, and then the decoder's bytes, are taken between the two passes, and ``region_bytes`` live on in the second.
+    ``features_bytes`` are those of the stage's own x_k, wherever it is kept. Seconds are by megapixels of the tiles' windows,
+    ``decoder_seconds`` those of a slide.
     """
 
     cost: TileCost
@@ -48,6 +49,8 @@ class StageNeeds:
     backward_seconds: float
     decoder_seconds: float
     kernels_bytes: int = 0
+    grid_bytes: int = 0
+    region_bytes: int = 0
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StageNeeds:
@@ -57,7 +60,8 @@ class StageNeeds:
     @property
     def fixed_bytes(self) -> int:
         """What does not depend on the tiles."""
-        return self.cost.weight_bytes + self.stores_bytes + self.gradients_bytes + self.freed_bytes + self.kernels_bytes
+        there = (self.stores_bytes, self.gradients_bytes, self.freed_bytes, self.kernels_bytes, self.grid_bytes)
+        return self.cost.weight_bytes + sum(there)
 
     def best_choice(self, budget_bytes: int, side_px: int | None) -> TileChoice | None:
         """The tiles that cost the least computing within ``budget_bytes``; nothing where none fits.
@@ -75,6 +79,10 @@ class StageNeeds:
         """Of a step on the largest view."""
         window_px = self.cost.tiling(self.view, choice.side_px).window.area
         return self._bytes(window_px, min(choice.kept_px, self._windows_px(choice.side_px)))
+
+    def most_bytes(self, choice: TileChoice) -> int:
+        """Of a step on any view of at most this area."""
+        return self._bytes(self.cost.largest_window_px(self.view, choice.side_px), choice.kept_px)
 
     def bound_bytes(self, side_px: int) -> int:
         """Of a step on any view of at most this area, where no graph is kept."""
@@ -119,18 +127,23 @@ class StageNeeds:
     def _bytes(self, window_px: int, kept_px: int) -> int:
         """With windows of at most ``window_px``, and graphs of ``kept_px`` kept."""
         kept_bytes, flight_bytes = self.cost.graph_bytes(kept_px), self.cost.flight_bytes(window_px)
-        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes
-        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
+        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes + self.region_bytes
+        return self.fixed_bytes + max(computing_bytes, kept_bytes + self._between_bytes)
+
+    @property
+    def _between_bytes(self) -> int:
+        """What the classifier and then the decoder take while no tile is computed."""
+        return max(self.grid_bytes, self.decoder_bytes)
 
     def _affordable_px(self, side_px: int, room_bytes: int) -> int | None:
         """Pixels of windows that may keep their graphs; nothing where not even one window can be computed."""
         window_px = self.cost.largest_window_px(self.view, side_px)
-        flight_bytes = self.cost.flight_bytes(window_px)
-        if self.cost.graph_bytes(window_px) + flight_bytes > room_bytes or self.decoder_bytes > room_bytes:
+        flight_bytes = self.cost.flight_bytes(window_px) + self.region_bytes
+        if max(self.cost.graph_bytes(window_px) + flight_bytes, self._between_bytes) > room_bytes:
             return None
         if self.cost.graph_bytes_per_px == 0:
             return 0
-        kept_px = int((room_bytes - max(flight_bytes, self.decoder_bytes)) / self.cost.graph_bytes_per_px)
+        kept_px = int((room_bytes - max(flight_bytes, self._between_bytes)) / self.cost.graph_bytes_per_px)
         return min(kept_px, _MOST_HALO * self._windows_px(side_px))
 
     def _sides(self) -> list[int]:

@@ -70,6 +70,13 @@ class Plan:
         """The tiles of the stem and of each stage."""
         return [TileChoice(side, kept) for side, kept in zip(self.tile_px, self.kept_px, strict=True)]
 
+    def tolerated_bytes(self, number: int) -> int:
+        """Freed memory that may stay resident while stage ``number`` runs: a stage that needs less than others leaves them room."""
+        if not self.needs:
+            return self.freed_bytes
+        most_bytes = [stage.most_bytes(choice) for stage, choice in zip(self.needs, self.choices, strict=True)]
+        return self.freed_bytes + max(most_bytes) - most_bytes[number]
+
     @property
     def disk_bytes(self) -> int:
         """Of features, written for the largest view."""

@@ -13,7 +13,7 @@ from wholeslide.errors import ConfigError, Problem
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.config import StreamingConfig
-from wholeslide.streaming.costs import decoder_bytes, gradient_bytes, region_px, tile_cost
+from wholeslide.streaming.costs import decoder_bytes, gradient_bytes, grid_bytes, region_bytes, region_px, tile_cost
 from wholeslide.streaming.execution import Execution, Timing
 from wholeslide.streaming.needs import StageNeeds, TileChoice
 from wholeslide.streaming.plan import Plan
@@ -23,7 +23,7 @@ from wholeslide.streaming.timings import remembered_execution
 #: Memory for tiles and graphs where the user names no limit.
 _DEFAULT_ROOM_BYTES = 2**30
 #: Freed memory that may stay resident on a CPU: the more, the fewer page faults. Without a limit, with one, and with the lowest.
-_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES, _LEAST_FREED_BYTES = 2048 * 2**20, 128 * 2**20, 32 * 2**20
+_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES, _LEAST_FREED_BYTES = 512 * 2**20, 128 * 2**20, 32 * 2**20
 #: Of a GPU's free memory, what is planned with where the user names no limit.
 _SHARE_OF_FREE = 0.85
 #: What oneDNN keeps for the shapes of a step's convolutions; 80 to 100 MiB were measured.
@@ -125,7 +125,7 @@ def least_memory(
     network = _at(network, config, device)
     largest = network.padded_size(largest)
     held_bytes = process_bytes(network, device, training=training)
-    freed_bytes = _freed_bytes(config, device)
+    freed_bytes = min(_freed_bytes(config, device), _LIMITED_FREED_BYTES)  # as where a limit is named
     place = _places(config, network, largest, execution, device, held_bytes)[-1]
     stages = _needs(network, largest, execution, device, place, freed_bytes, training=training, timing=None)
     return held_bytes + max(stage.least_bytes(config.tile) for stage in stages)
@@ -176,10 +176,12 @@ def _needs(
             stores_bytes=store_bytes(network, largest, number, execution) if counted else 0,
             features_bytes=feature_bytes(network, largest, number, execution),
             gradients_bytes=gradient_bytes(network) if training else 0,
-            freed_bytes=min(freed_bytes, _LIMITED_FREED_BYTES),
+            freed_bytes=freed_bytes,
             decoder_bytes=decoder_bytes(network, number, largest, execution) if training else 0,
             forward_seconds=timing.forward_seconds[number],
             backward_seconds=timing.backward_seconds[number],
+            grid_bytes=grid_bytes(network, number, largest),
+            region_bytes=region_bytes(network, number, largest, execution) if training else 0,
             kernels_bytes=_KERNELS_BYTES if device.type == "cpu" else 0,
             decoder_seconds=timing.decoder_seconds[number] * region_px(network, number, largest) / 1e6,
         )

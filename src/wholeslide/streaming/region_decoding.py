@@ -34,7 +34,7 @@ def reconstruct(
     """
     decoder = objective.network.decoder(objective.number)
     assert decoder is not None
-    regions = [regions_rchw[index, None] for index in range(len(regions_rchw))]
+    regions = torch.split(regions_rchw, 1)
 
     def widened(region_bchw: Tensor) -> Tensor:
         with autocast():

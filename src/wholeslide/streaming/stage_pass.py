@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wholeslide.geometry import Box, Size
+from wholeslide.model.heads import Moments
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.grid import ROWS_OF_A_PART, GridLayout
 from wholeslide.streaming.objective import StageObjective, head_dtype
@@ -28,9 +29,16 @@ class StagePass:
     """
 
     def __init__(
-        self, runner: TileRunner, number: int, x_previous: FeatureStore, varying: VaryingPixels, *, trained: bool
+        self,
+        runner: TileRunner,
+        number: int,
+        x_previous: FeatureStore,
+        varying: VaryingPixels,
+        *,
+        trained: bool,
+        needs_grid: bool = True,
     ) -> None:
-        self.x_previous = x_previous
+        self.x_previous, self._number = x_previous, number
         self._runner, network, execution = runner, runner.network, runner.plan.execution
         stage, self._head = network.stage(number), network.head(number)
         self.weights = stage.step_weights(trained=trained, dtype=execution.multiplied_dtype)
@@ -49,7 +57,7 @@ class StagePass:
         self._rows = {
             tile: slice(end - box.size.area, end) for tile, box, end in zip(self.tiles, grid_boxes, ends, strict=True)
         }
-        shape = (self.layout.rows, self._head.to_grid.out_channels)
+        shape = (self.layout.rows * needs_grid, self._head.to_grid.out_channels)
         self.z_nc = torch.empty(shape, dtype=execution.parameter_dtype, device=runner.device)
 
     @property
@@ -64,6 +72,7 @@ class StagePass:
             tiles = tiles[1:]
         windows = self.x_previous.regions(tile.cell_window for tile in tiles)
         for tile, window_bchw in zip(tiles, windows, strict=True):
+            self._runner.tidy(self._number)
             yield tile, self._runner.run(self.weights, window_bchw, tile)
 
     def grid(self, own_bchw: Tensor) -> Tensor:
@@ -176,13 +185,15 @@ class StageStep:
     def _classify(self) -> Tensor:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
         z_parts = [part.requires_grad_() for part in torch.split(self._work.z_nc, ROWS_OF_A_PART)]
-        loss, probabilities = self._objective.classification(z_parts, self._work.layout)
+        moments = Moments.of_rows(z_parts, self._work.layout.counts(self._work.z_nc)).leaves()
+        loss, probabilities = self._objective.classification(z_parts, self._work.layout, moments)
         torch.autograd.backward([loss * self._weight])
         self.classification_loss, self.probabilities = loss.item(), probabilities.cpu().numpy()
         with torch.no_grad():
-            for part in z_parts:
+            for part, through_moments in zip(z_parts, moments.gradients(z_parts), strict=True):
                 assert part.grad is not None
-                part.copy_(part.grad)  # z itself is not needed any more
+                part.copy_(part.grad + through_moments)  # z itself is not needed any more
+                part.grad = None
         return self._work.z_nc
 
     def _reconstruct(self) -> tuple[list[Box], Tensor | None]:

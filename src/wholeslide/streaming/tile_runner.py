@@ -17,10 +17,7 @@ from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import FeatureStore, open_store
-from wholeslide.streaming.tiles import Tile, cover, lone_tile, partition, tile_side, work_cells
-
-#: Side of the squares of x_0 that are computed or not.
-_STEM_ALIGN = 8
+from wholeslide.streaming.tiles import STEM_ALIGN, Tile, cover, lone_tile, partition, tile_side, work_cells
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class TileRunner:
 
     def run(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""
-        self.tidy()
         execution = self.plan.execution
         with self.autocast():
             output = weights(execution.arrange(window_bchw))
@@ -67,26 +63,26 @@ class TileRunner:
     def stem_tiles(self, view_size: Size) -> list[Tile]:
         """The tiles of the stem for a view of ``view_size`` pixels."""
         stem = self.network.stem
-        side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=_STEM_ALIGN)
-        return partition(view_size, stem.locality, tile_cells=side, align=_STEM_ALIGN)
+        side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=STEM_ALIGN)
+        return partition(view_size, stem.locality, tile_cells=side, align=STEM_ALIGN)
 
     def needed_of_stem(self, tile: Tile, view_size: Size, varying: VaryingPixels) -> list[Tile]:
         """The parts of a tile of the stem that see more than background."""
         locality, own = self.network.stem.locality, tile.cell_own
-        active = varying.seen_by(locality, locality.output_size(view_size), side=_STEM_ALIGN, within=own)
+        active = varying.seen_by(locality, locality.output_size(view_size), side=STEM_ALIGN, within=own)
         if active.all():
             return [tile]
-        side = tile_side(self.plan.tile_px[0], stride_px=self.network.stem.stride, align=_STEM_ALIGN)
-        return cover(active, view_size, locality, tile_cells=side, align=_STEM_ALIGN, within=own)
+        side = tile_side(self.plan.tile_px[0], stride_px=self.network.stem.stride, align=STEM_ALIGN)
+        return cover(active, view_size, locality, tile_cells=side, align=STEM_ALIGN, within=own)
 
-    def tidy(self) -> None:
-        """Give freed memory back, where there is more than the plan tolerates.
+    def tidy(self, number: int | None = None) -> None:
+        """Give freed memory back, where there is more than the plan tolerates: between stages, or before a tile of one.
 
         Tensors of other sizes, as of the next tile or stage, do not fit where the last ones were; in few large tiles, three times
         what they hold piled up.
         """
         if self.device.type == "cpu":
-            return_freed_memory(self.plan.freed_bytes)
+            return_freed_memory(self.plan.freed_bytes if number is None else self.plan.tolerated_bytes(number))
 
     def open_store(self, number: int, input_size: Size) -> FeatureStore:
         """An empty store for x_k of an x_{k−1} (pixels for x_0) of ``input_size``."""

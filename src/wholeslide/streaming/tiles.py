@@ -17,6 +17,8 @@ import numpy.typing as npt
 from wholeslide.geometry import Box, Size
 from wholeslide.model.locality import AxisLocality, Locality
 
+#: Side of the squares of x_0 that are computed or not, in cells.
+STEM_ALIGN = 8
 #: What starting a tile costs, in cells that could be computed meanwhile.
 _CELLS_OF_A_CALL = 1000
 
