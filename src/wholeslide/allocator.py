@@ -1,10 +1,10 @@
-"""Keep freed memory where the next tile finds it, and give it back to the system between stages.
+"""Keep freed memory where the next tile finds it, and give it back to the system where there is too much of it.
 
 A streamed step allocates and frees thousands of tensors of a few MiB. glibc maps every block above a threshold anew, and each
 new page costs a fault, in sum more than the arithmetic; blocks below it are reused, but freed ones stay resident behind the small
 ones that survive among them, so that memory creeps up to a multiple of what is in use. Both are avoided: the threshold is fixed
 at its highest (glibc would move it), so that a stage's tiles share the same pages, and what has piled up is returned
-when the stage is done. Elsewhere (macOS, Windows, musl) nothing is done.
+before a tile or when a stage is done. Elsewhere (macOS, Windows, musl) nothing is done.
 """
 
 from __future__ import annotations

@@ -170,6 +170,12 @@ def gradient_bytes(network: LocalNetwork) -> int:
     return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
 
 
+def _aligned(x_bchw: Tensor, kernel: int) -> Tensor:
+    """As many cells as a tile owns that no border cuts: nothing is padded."""
+    height, width = (length - length % kernel for length in x_bchw.shape[-2:])
+    return x_bchw[:, :, :height, :width]
+
+
 def _window_bytes(
     network: LocalNetwork, number: int, cells: int, execution: Execution, device: torch.device, *, training: bool
 ) -> tuple[int, int, int]:
@@ -192,7 +198,7 @@ def _window_bytes(
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with torch.enable_grad(), hooks, execution.autocast(device):
         output = weights(x_bchw)
-        grid = network.head(number).grid(output) if number else None
+        grid = network.head(number).grid(_aligned(output, network.head(number).kernel)) if number else None
     largest = max(feature_bytes)
     if (
         grid is None
