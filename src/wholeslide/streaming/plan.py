@@ -19,8 +19,8 @@ class Plan:
     ``tile_px`` has the side of a tile in input pixels, and ``kept_px`` how many pixels the windows may have together whose graphs
     are kept between the two passes, both for the stem and for each stage (the stem has no graph). ``elide`` says that background
     is computed once and not wherever it is. ``freed_bytes`` of host memory may stay resident, to be used again.
-    ``predicted_peak_bytes`` is what a step on ``largest`` is expected to hold above what the process held before it; on another view
-    of no larger area it may be more, but never more than the memory that was named. ``needs`` are what the plan was made from.
+    ``predicted_peak_bytes`` is what a step on ``largest`` is expected to hold above what the process held before it; another view
+    of no larger area may take more, but never more than the memory that was named. ``needs`` are what the plan was made from.
     """
 
     execution: Execution
