@@ -6,13 +6,12 @@ it; everything that looks at the whole slide (norm, attention, pooling) happens 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 
 class HeadOutput(NamedTuple):
@@ -71,58 +70,53 @@ class AttentionClassifier(nn.Module):
         return -(-cells // self.kernel)
 
     def forward(
-        self,
-        z_parts: Sequence[Tensor],
-        count_n: Tensor | None = None,
-        kept_n: Tensor | None = None,
-        moments: Moments | None = None,
+        self, z_parts: Sequence[Tensor], count_n: Tensor | None = None, kept_n: Tensor | None = None
     ) -> HeadOutput:
         """Classify a slide from its whole grid, given as rows; cells of the grid that are alike may share one.
 
         Args:
-            z_parts: cells of the grid, (N_1, C), (N_2, C), …; two cells or more in all. Where there are several parts, what a
-                part needs on the way back is computed again, so that no more memory is taken than for the largest.
+            z_parts: cells of the grid, (N_1, C), (N_2, C), …; two cells or more in all.
             count_n: how many cells of the grid each row stands for, (N,); by default each stands for one.
             kept_n: the attention weights that survive dropout, counted in the same way; by default all do.
-            moments: of all rows, where no gradient is to flow through them.
         """
         if count_n is None:
             count_n = torch.cat([torch.ones_like(z_nc[:, 0]) for z_nc in z_parts])
-        if moments is None:
-            moments = Moments(count_n, *_MomentsOfRows.apply(count_n, *z_parts))
-        mean_c, scale_c = moments.mean_c, (moments.variance_c + self.norm.eps).rsqrt() * self.norm.weight
-        lean = _recomputed if len(z_parts) > 1 else _called
-        score_n = torch.cat([lean(self._scores, z_nc, mean_c, scale_c) for z_nc in z_parts])
-        score_n = score_n - score_n.detach().max()
-        attention_n = score_n.exp() / (count_n @ score_n.exp())
-        weights_n = attention_n * (count_n if kept_n is None else kept_n / (1 - self.dropout))
+        moments = Moments.of_rows(z_parts, count_n)
+        attention_n = self.attention(torch.cat([self.scores(z_nc, moments) for z_nc in z_parts]), count_n)
+        weights_n = self.dropped_out(attention_n, count_n, kept_n)
         shares = torch.split(weights_n, [len(z_nc) for z_nc in z_parts])
-        parts = zip(z_parts, shares, strict=True)
-        pooled = [lean(self._pooled, z_nc, mean_c, scale_c, share) for z_nc, share in parts]
-        logits = self.logits(F.relu(self.hidden(torch.stack(pooled).sum(dim=0))))
-        return HeadOutput(logits, attention_n)
+        pooled = [self.pooled(z_nc, moments, share) for z_nc, share in zip(z_parts, shares, strict=True)]
+        return HeadOutput(self.decided(torch.stack(pooled).sum(dim=0)), attention_n)
 
-    def _features(self, z_nc: Tensor, mean_c: Tensor, scale_c: Tensor) -> Tensor:
-        return F.relu((z_nc - mean_c) * scale_c + self.norm.bias)
+    def features(self, z_nc: Tensor, moments: Moments) -> Tensor:
+        """Rows behind the norm, (N, C), given the moments of all rows."""
+        scale_c = (moments.variance_c + self.norm.eps).rsqrt() * self.norm.weight
+        return F.relu((z_nc - moments.mean_c) * scale_c + self.norm.bias)
 
-    def _scores(self, z_nc: Tensor, mean_c: Tensor, scale_c: Tensor) -> Tensor:
-        features_nc = self._features(z_nc, mean_c, scale_c)
+    def scores(self, z_nc: Tensor, moments: Moments) -> Tensor:
+        """Of each row, (N,), before the softmax."""
+        features_nc = self.features(z_nc, moments)
         gated = torch.tanh(self.attention_tanh(features_nc)) * torch.sigmoid(self.attention_gate(features_nc))
         score_n: Tensor = self.attention_score(gated)[:, 0]
         return score_n
 
-    def _pooled(self, z_nc: Tensor, mean_c: Tensor, scale_c: Tensor, weights_n: Tensor) -> Tensor:
-        return weights_n @ self._features(z_nc, mean_c, scale_c)
+    def attention(self, score_n: Tensor, count_n: Tensor) -> Tensor:
+        """The softmax over all cells, of which each row stands for ``count_n``: (N,), of one cell of each row."""
+        exponent_n = (score_n - score_n.detach().max()).exp()
+        return exponent_n / (count_n @ exponent_n)
 
+    def dropped_out(self, attention_n: Tensor, count_n: Tensor, kept_n: Tensor | None) -> Tensor:
+        """The weight of each row in the pooled sum, (N,)."""
+        return attention_n * (count_n if kept_n is None else kept_n / (1 - self.dropout))
 
-def _called(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    return function(*arguments)
+    def pooled(self, z_nc: Tensor, moments: Moments, weights_n: Tensor) -> Tensor:
+        """Some rows' share of the pooled sum, (C,)."""
+        return weights_n @ self.features(z_nc, moments)
 
-
-def _recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
-    """Without keeping a graph: the way back computes it again."""
-    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return result
+    def decided(self, pooled_c: Tensor) -> Tensor:
+        """Logits, (classes,), from the pooled sum of all rows."""
+        logits: Tensor = self.logits(F.relu(self.hidden(pooled_c)))
+        return logits
 
 
 class _GridByProduct(torch.autograd.Function):
@@ -176,47 +170,28 @@ class Moments(NamedTuple):
 
     @classmethod
     def of_rows(cls, z_parts: Sequence[Tensor], count_n: Tensor) -> Moments:
-        """Of rows that come in parts, (N_1, C), (N_2, C), …; without a graph."""
-        with torch.no_grad():
-            shares = _shares(count_n, z_parts)
-            mean_c = torch.stack([share @ z_nc for share, z_nc in zip(shares, z_parts, strict=True)]).sum(dim=0)
-            squares = [share @ (z_nc - mean_c).square() for share, z_nc in zip(shares, z_parts, strict=True)]
-            return cls(count_n, mean_c, torch.stack(squares).sum(dim=0))
+        """Of rows that come in parts, (N_1, C), (N_2, C), …"""
+        shares = _shares(count_n, z_parts)
+        mean_c = torch.stack([share @ z_nc for share, z_nc in zip(shares, z_parts, strict=True)]).sum(dim=0)
+        squares = [share @ (z_nc - mean_c).square() for share, z_nc in zip(shares, z_parts, strict=True)]
+        return cls(count_n, mean_c, torch.stack(squares).sum(dim=0))
 
     def leaves(self) -> Moments:
-        """The same, to gather gradients on."""
-        return Moments(self.count_n, self.mean_c.requires_grad_(), self.variance_c.requires_grad_())
+        """The same without a graph, to gather gradients on."""
+        return Moments(self.count_n, self.mean_c.detach().requires_grad_(), self.variance_c.detach().requires_grad_())
 
     def gradients(self, z_parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """What leaves send on to each part of the rows, one after the other."""
-        assert self.mean_c.grad is not None
-        assert self.variance_c.grad is not None
-        return self.sent_on(z_parts, self.mean_c.grad, self.variance_c.grad)
-
-    def sent_on(self, z_parts: Sequence[Tensor], to_mean_c: Tensor, to_variance_c: Tensor) -> Iterator[Tensor]:
-        """The rows' gradients, part by part, from those of the two moments."""
+        to_mean_c, to_variance_c = self.mean_c.grad, self.variance_c.grad
+        assert to_mean_c is not None
+        assert to_variance_c is not None
         for share, z_nc in zip(_shares(self.count_n, z_parts), z_parts, strict=True):
-            yield share[:, None] * (to_mean_c + 2 * to_variance_c * (z_nc - self.mean_c))
+            yield share[:, None] * (to_mean_c + 2 * to_variance_c * (z_nc - self.mean_c.detach()))
 
 
 def _shares(count_n: Tensor, z_parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Each row's part of all that is counted, in the same parts."""
     return torch.split(count_n / count_n.sum(), [len(z_nc) for z_nc in z_parts])
-
-
-class _MomentsOfRows(torch.autograd.Function):
-    """Mean and variance with a graph. Nothing but the rows themselves is kept for the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, count_n: Tensor, *z_parts: Tensor) -> tuple[Tensor, Tensor]:
-        moments = Moments.of_rows(z_parts, count_n)
-        ctx.save_for_backward(*moments, *z_parts)
-        return moments.mean_c, moments.variance_c
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        count_n, mean_c, variance_c, *z_parts = ctx.saved_tensors
-        return None, *Moments(count_n, mean_c, variance_c).sent_on(z_parts, *outer)
 
 
 def head_kernel(stride: int) -> int:

@@ -32,8 +32,8 @@ class TileChoice:
 class StageNeeds:
     """Memory and time of a step while it is at one stage, or at the stem, on any view of at most this area.
 
-    Stores, gradients, weights, the grid, the library's kernels and freed memory that stays resident are there all the time; as much
-    as the grid again, and then the decoder's bytes, are taken between the two passes, and ``region_bytes`` live on in the second.
+    Stores, gradients, weights, the grid, the library's kernels and freed memory that stays resident are there all the time; the
+    decoder's bytes are taken between the two passes, and ``region_bytes`` of them live on in the second.
     ``features_bytes`` are those of the stage's own x_k, wherever it is kept. Seconds are by megapixels of the tiles' windows,
     ``decoder_seconds`` those of a slide.
     """
@@ -128,22 +128,17 @@ class StageNeeds:
         """With windows of at most ``window_px``, and graphs of ``kept_px`` kept."""
         kept_bytes, flight_bytes = self.cost.graph_bytes(kept_px), self.cost.flight_bytes(window_px)
         computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes + self.region_bytes
-        return self.fixed_bytes + max(computing_bytes, kept_bytes + self._between_bytes)
-
-    @property
-    def _between_bytes(self) -> int:
-        """What the classifier and then the decoder take while no tile is computed."""
-        return max(self.grid_bytes, self.decoder_bytes)
+        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
 
     def _affordable_px(self, side_px: int, room_bytes: int) -> int | None:
         """Pixels of windows that may keep their graphs; nothing where not even one window can be computed."""
         window_px = self.cost.largest_window_px(self.view, side_px)
         flight_bytes = self.cost.flight_bytes(window_px) + self.region_bytes
-        if max(self.cost.graph_bytes(window_px) + flight_bytes, self._between_bytes) > room_bytes:
+        if max(self.cost.graph_bytes(window_px) + flight_bytes, self.decoder_bytes) > room_bytes:
             return None
         if self.cost.graph_bytes_per_px == 0:
             return 0
-        kept_px = int((room_bytes - max(flight_bytes, self._between_bytes)) / self.cost.graph_bytes_per_px)
+        kept_px = int((room_bytes - max(flight_bytes, self.decoder_bytes)) / self.cost.graph_bytes_per_px)
         return min(kept_px, _MOST_HALO * self._windows_px(side_px))
 
     def _sides(self) -> list[int]:

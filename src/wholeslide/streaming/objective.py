@@ -15,7 +15,6 @@ from torch import Tensor
 
 from wholeslide.draws import Draws
 from wholeslide.geometry import Box, Size
-from wholeslide.model.heads import Moments
 from wholeslide.model.network import LocalNetwork
 from wholeslide.model.reconstruction import draw_regions, target_box
 from wholeslide.streaming.grid import GridLayout
@@ -31,20 +30,22 @@ class StageObjective:
     draws: Draws
     view_size: Size
 
-    def classification(
-        self, z_parts: Sequence[Tensor], layout: GridLayout, moments: Moments | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The classification loss and the class probabilities (classes,), from the whole grid, its rows in parts.
-
-        Where ``moments`` of the rows are given, no gradient flows through them to the rows.
-        """
+    def survivors(self, layout: GridLayout, like: Tensor) -> Tensor | None:
+        """How many of each row's cells dropout keeps, (N,); nothing where there is no dropout."""
         head = self.network.head(self.number)
-        kept_n = None
-        if head.dropout > 0:
-            rng = self.draws.rng("dropout", stage=self.number)
-            kept_hw = rng.random((layout.size.height, layout.size.width)) >= head.dropout
-            kept_n = layout.survivors(kept_hw, z_parts[0])
-        logits = head(z_parts, layout.counts(z_parts[0]), kept_n, moments).logits
+        if head.dropout == 0:
+            return None
+        rng = self.draws.rng("dropout", stage=self.number)
+        kept_hw = rng.random((layout.size.height, layout.size.width)) >= head.dropout
+        return layout.survivors(kept_hw, like)
+
+    def classification(self, z_parts: Sequence[Tensor], layout: GridLayout) -> tuple[Tensor, Tensor]:
+        """The classification loss and the class probabilities (classes,), from the whole grid, its rows in parts."""
+        kept_n = self.survivors(layout, z_parts[0])
+        return self.decision(self.network.head(self.number)(z_parts, layout.counts(z_parts[0]), kept_n).logits)
+
+    def decision(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the logits."""
         return self.network.classification_loss(logits, self.label), torch.softmax(logits.detach().double(), dim=0)
 
     def regions(self, x_size: Size) -> list[Box]:

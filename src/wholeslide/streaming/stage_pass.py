@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from wholeslide.geometry import Box, Size
-from wholeslide.model.heads import Moments
 from wholeslide.streaming.background import VaryingPixels
-from wholeslide.streaming.grid import ROWS_OF_A_PART, GridLayout
+from wholeslide.streaming.grid import GridLayout
+from wholeslide.streaming.grid_gradient import classify
 from wholeslide.streaming.objective import StageObjective, head_dtype
 from wholeslide.streaming.region_decoding import reconstruct
 from wholeslide.streaming.step import Observer
@@ -184,16 +184,8 @@ class StageStep:
 
     def _classify(self) -> Tensor:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
-        z_parts = [part.requires_grad_() for part in torch.split(self._work.z_nc, ROWS_OF_A_PART)]
-        moments = Moments.of_rows(z_parts, self._work.layout.counts(self._work.z_nc)).leaves()
-        loss, probabilities = self._objective.classification(z_parts, self._work.layout, moments)
-        torch.autograd.backward([loss * self._weight])
-        self.classification_loss, self.probabilities = loss.item(), probabilities.cpu().numpy()
-        with torch.no_grad():
-            for part, through_moments in zip(z_parts, moments.gradients(z_parts), strict=True):
-                assert part.grad is not None
-                part.copy_(part.grad + through_moments)  # z itself is not needed any more
-                part.grad = None
+        loss, probabilities = classify(self._objective, self._work.z_nc, self._work.layout, weight=self._weight)
+        self.classification_loss, self.probabilities = loss, probabilities.cpu().numpy()
         return self._work.z_nc
 
     def _reconstruct(self) -> tuple[list[Box], Tensor | None]:

@@ -1,0 +1,60 @@
+"""A classifier's loss and the gradient of its whole grid, part by part: z becomes its own gradient, and there is no second one.
+
+The softmax and the moments of the norm look at all rows. What they need of each is a number or a sum, so the rows pass four times:
+for the moments, for the scores, for what the pooled sum and the scores send back to the moments and the weights, and, when that is
+complete, for the gradient of each row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wholeslide.model.heads import AttentionClassifier, Moments
+from wholeslide.streaming.grid import ROWS_OF_A_PART, GridLayout
+from wholeslide.streaming.objective import StageObjective
+
+
+def classify(objective: StageObjective, z_nc: Tensor, layout: GridLayout, *, weight: float) -> tuple[float, Tensor]:
+    """The classification loss and the probabilities (classes,); the classifier's gradients are accumulated on the way.
+
+    Args:
+        objective: of the stage.
+        z_nc: the rows of the whole grid, (N, C); on return, the gradient of the loss with respect to them.
+        layout: which cells the rows are.
+        weight: factor on all gradients.
+    """
+    head, parts = objective.network.head(objective.number), torch.split(z_nc, ROWS_OF_A_PART)
+    count_n, kept_n = layout.counts(z_nc), objective.survivors(layout, z_nc)
+    with torch.no_grad():
+        moments = Moments.of_rows(parts, count_n).leaves()
+        scores = torch.cat([head.scores(part, moments) for part in parts])
+    scores.requires_grad_()
+    weights_n = head.dropped_out(head.attention(scores, count_n), count_n, kept_n)
+    shares = torch.split(weights_n.detach(), ROWS_OF_A_PART)
+    with torch.no_grad():
+        pooled = torch.stack([head.pooled(*each) for each in zip(parts, [moments] * len(parts), shares, strict=True)])
+    pooled_c = pooled.sum(dim=0).requires_grad_()
+    loss, probabilities = objective.decision(head.decided(pooled_c))
+    torch.autograd.backward([loss * weight])
+    assert pooled_c.grad is not None
+    with torch.no_grad():
+        to_weights_n = torch.cat([head.features(part, moments) @ pooled_c.grad for part in parts])
+    torch.autograd.backward([weights_n], [to_weights_n])
+    assert scores.grad is not None
+    to_scores = torch.split(scores.grad, ROWS_OF_A_PART)
+    for part, share, to_score in zip(parts, shares, to_scores, strict=True):
+        outputs = _outputs(head, part, moments, share)
+        torch.autograd.backward(outputs, [to_score, pooled_c.grad])
+    through_moments = moments.gradients(parts)
+    for part, share, to_score in zip(parts, shares, to_scores, strict=True):
+        leaf = part.detach().clone().requires_grad_()
+        outputs = _outputs(head, leaf, moments, share)
+        (direct,) = torch.autograd.grad(outputs, [leaf], [to_score, pooled_c.grad])
+        part.copy_(direct + next(through_moments))
+    return loss.item(), probabilities
+
+
+def _outputs(head: AttentionClassifier, z_nc: Tensor, moments: Moments, share_n: Tensor) -> list[Tensor]:
+    """The scores of some rows and their share of the pooled sum."""
+    return [head.scores(z_nc, moments), head.pooled(z_nc, moments, share_n)]
