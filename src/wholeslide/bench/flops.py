@@ -98,10 +98,7 @@ class StepFlops:
         return total + self._decoders()
 
     def computed(self, runner: CountingRunner) -> int:
-        """Of the windows that a step ran through ``runner``, halos and what is computed twice included.
-
-        The little that a classifier of very many rows computes again, behind its grid, is left out.
-        """
+        """Of the windows that a step ran through ``runner``, halos and what is computed twice included."""
         total = 0
         for run in runner.runs:
             total += self._part(run.number, run.window, forward=not run.backward, backward=run.backward)
@@ -110,7 +107,7 @@ class StepFlops:
                 total += self._grid(run.number, kernel_cells, forward=not run.backward, backward=run.backward)
         for number, tiles in runner.tiles_of.items():
             rows = sum(self._grid_cells(number, tile.cell_own.size) for tile in tiles)
-            total += self._classifier(number, min(rows + 1, self._grid_size(number).area))
+            total += self._classifier(number, min(rows + 1, self._grid_size(number).area), part_by_part=True)
         return total + self._decoders(region_by_region=True)
 
     def _part(self, number: int, window: Size, *, forward: bool = True, backward: bool) -> int:
@@ -125,12 +122,16 @@ class StepFlops:
         flops = 2 * self._network.head(number).to_grid.weight.numel()
         return cells * flops * (forward + backward * _WEIGHTS_AND_INPUT)
 
-    def _classifier(self, number: int, rows: int) -> int:
-        """Of the classifier behind its grid, with so many rows: both branches of attention, its score, the pooling."""
+    def _classifier(self, number: int, rows: int, *, part_by_part: bool = False) -> int:
+        """Of the classifier behind its grid, with so many rows: both branches of attention, its score, the pooling.
+
+        Part by part, the rows pass three times forward, once back to weights and rows, and once to the rows alone.
+        """
         head = self._network.head(number)
         a_row = sum(layer.weight.numel() for layer in (head.attention_tanh, head.attention_gate, head.attention_score))
-        once = head.hidden.weight.numel() + head.logits.weight.numel()
-        return 2 * (rows * (a_row + head.to_grid.out_channels) + once) * (1 + _WEIGHTS_AND_INPUT)
+        once = (head.hidden.weight.numel() + head.logits.weight.numel()) * (1 + _WEIGHTS_AND_INPUT)
+        scored, pooled = (6, 5) if part_by_part else (1 + _WEIGHTS_AND_INPUT, 1 + _WEIGHTS_AND_INPUT)
+        return 2 * (rows * (scored * a_row + pooled * head.to_grid.out_channels) + once)
 
     def _decoders(self, *, region_by_region: bool = False) -> int:
         """Of all regions of all stages; one by one, they pass the first convolution twice."""
