@@ -31,7 +31,7 @@ SEED = 20261123
 COMBINATIONS = 12
 #: Each is drawn equally often, with one of these numbers of stages.
 BACKBONES = {"resnet34": (1, 2, 4, 8), "efficientnet_lite0": (1, 2, 4), "convnext_atto": (1, 2, 4)}
-SMALLEST_SIDE_PX, LARGEST_SIDE_PX = 2000, 9000
+SMALLEST_SIDE_PX, LARGEST_SIDE_PX = 1500, 5500
 #: The budget is at most so many times the least that the planner takes.
 LARGEST_BUDGET = 3.0
 
