@@ -52,7 +52,7 @@ def test_streamed_and_whole_rows_agree_on_the_gradient() -> None:
 def test_background_is_elided_and_changes_no_gradient() -> None:
     """A disc on white: what is computed once stands for the same gradient, and the mask is the disc."""
     streamed, on_disk, whole = rows_of(
-        sizes="2000x1600", tissue_fractions="0.1", modes="streamed,whole", stores="host,disk", memory="2GiB"
+        sizes="2000x1600", crop="off", tissue_fractions="0.1", modes="streamed,whole", stores="host,disk", memory="2GiB"
     )
     for row in (streamed, on_disk):
         assert math.isclose(row["gradient_norm"], whole["gradient_norm"], rel_tol=1e-4)
