@@ -200,9 +200,8 @@ def _window_bytes(
         output = weights(x_bchw)
         grid = network.head(number).grid(_aligned(output, network.head(number).kernel)) if number else None
     largest = max(feature_bytes)
-    if (
-        grid is None
-    ):  # the pixels are read, turned to the network's numbers and cast, and the next tile's are read meanwhile
+    if grid is None:
+        # Pixels are read, turned to the network's numbers and cast, and the next tile's are read meanwhile.
         return 0, largest + 2 * int(output.nbytes) + _PIXELS_IN_FLIGHT * int(x_bchw.nbytes), largest
     shared = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *weights.tensors)}
     graph_bytes = sum(size for key, size in saved_bytes.items() if key not in shared)

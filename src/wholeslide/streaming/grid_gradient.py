@@ -33,8 +33,9 @@ def classify(objective: StageObjective, z_nc: Tensor, layout: GridLayout, *, wei
     weights_n = head.dropped_out(head.attention(scores, count_n), count_n, kept_n)
     shares = torch.split(weights_n.detach(), ROWS_OF_A_PART)
     with torch.no_grad():
-        pooled = torch.stack([head.pooled(*each) for each in zip(parts, [moments] * len(parts), shares, strict=True)])
-    pooled_c = pooled.sum(dim=0).requires_grad_()
+        pooled = [head.pooled(part, moments, share) for part, share in zip(parts, shares, strict=True)]
+        pooled_c = torch.stack(pooled).sum(dim=0)
+    pooled_c.requires_grad_()
     loss, probabilities = objective.decision(head.decided(pooled_c))
     torch.autograd.backward([loss * weight])
     assert pooled_c.grad is not None
@@ -46,12 +47,11 @@ def classify(objective: StageObjective, z_nc: Tensor, layout: GridLayout, *, wei
     for part, share, to_score in zip(parts, shares, to_scores, strict=True):
         outputs = _outputs(head, part, moments, share)
         torch.autograd.backward(outputs, [to_score, pooled_c.grad])
-    through_moments = moments.gradients(parts)
-    for part, share, to_score in zip(parts, shares, to_scores, strict=True):
+    for part, share, to_score, through_moments in zip(parts, shares, to_scores, moments.gradients(parts), strict=True):
         leaf = part.detach().clone().requires_grad_()
         outputs = _outputs(head, leaf, moments, share)
         (direct,) = torch.autograd.grad(outputs, [leaf], [to_score, pooled_c.grad])
-        part.copy_(direct + next(through_moments))
+        part.copy_(direct + through_moments)
     return loss.item(), probabilities
 
 

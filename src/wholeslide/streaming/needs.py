@@ -158,4 +158,4 @@ class StageNeeds:
         windows_px = self._windows_px(side_px)
         work = 4 * windows_px - min(kept_px, windows_px)
         map_bytes = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area)
-        return work * (1 + _COST_OF_DOUBLING * max(0.0, math.log2(map_bytes / _CACHED_BYTES)))
+        return work * (1 + _COST_OF_DOUBLING * math.log2(max(map_bytes, _CACHED_BYTES) / _CACHED_BYTES))
