@@ -32,6 +32,7 @@ from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import make_plan
+from wholeslide.streaming.prediction import peak_bytes_on
 from wholeslide.streaming.reference import WholeEngine
 from wholeslide.streaming.timings import remembered_execution
 from wholeslide.verify import redraw_weights
@@ -59,7 +60,7 @@ def measure(case: MemoryCase) -> dict[str, Any]:
     )
     redraw_weights(network, case.seed)
     view = _open_view(case, network)
-    work = _whole(case, network, view.size) if case.mode == "whole" else _streamed(case, network, view.size)
+    work = _whole(case, network, view.size) if case.mode == "whole" else _streamed(case, network, view)
     return_freed_memory(
         0
     )  # what timing and planning left behind would count as the baseline, and hide what the step takes
@@ -71,7 +72,7 @@ def measure(case: MemoryCase) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
     peak_bytes = _status_bytes("VmHWM")
     trained = [p for p in network.parameters() if p.requires_grad]
-    predicted_bytes = baseline_bytes + work.plan.predicted_peak_bytes if work.plan is not None else None
+    predicted_bytes = baseline_bytes + work.predicted_bytes if work.predicted_bytes is not None else None
     return {
         "view_width": view.size.width,
         "view_height": view.size.height,
@@ -92,12 +93,13 @@ def measure(case: MemoryCase) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What takes the step; a plan and a counting runner where it takes it tile by tile."""
+    """What takes the step; a plan, a counting runner and a prediction where it takes it tile by tile."""
 
     engine: StreamingEngine | WholeEngine
     execution: Execution
     plan: Plan | None = None
     runner: CountingRunner | None = None
+    predicted_bytes: int | None = None
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -116,13 +118,14 @@ def _whole(case: MemoryCase, network: LocalNetwork, view_size: Size) -> _Work:
     return _Work(WholeEngine(network, execution, _CPU), execution)
 
 
-def _streamed(case: MemoryCase, network: LocalNetwork, view_size: Size) -> _Work:
+def _streamed(case: MemoryCase, network: LocalNetwork, view: SlideView) -> _Work:
     config = StreamingConfig(memory=case.memory, store=case.store, precision=case.dtype)  # type: ignore[arg-type]
-    plan = make_plan(network, view_size, config, _CPU, over_baseline_bytes=case.over_baseline_bytes)
+    plan = make_plan(network, view.size, config, _CPU, over_baseline_bytes=case.over_baseline_bytes)
     folder = Path(case.store_dir) if case.store_dir is not None else None
     engine = StreamingEngine(network, plan, _CPU, store_folder=folder)
+    predicted_bytes = peak_bytes_on(engine.runner, view.size, varying_of(view, case.tissue_fraction))
     engine.runner = runner = CountingRunner.like(engine.runner)
-    return _Work(engine, plan.execution, plan, runner)
+    return _Work(engine, plan.execution, plan, runner, predicted_bytes)
 
 
 def _open_view(case: MemoryCase, network: LocalNetwork) -> SlideView:

@@ -15,6 +15,8 @@ import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 
+from wholeslide.model.strips import StripConv2d
+
 
 @dataclass(frozen=True)
 class _Pair:
@@ -40,6 +42,7 @@ class FoldedBody:
             _remove_norm(self._structure, node)
         _add_in_place(self._structure)
         _skip_before_pointwise(self._structure)
+        _take_strips(self._structure)
         self._structure.graph.eliminate_dead_code()
         self._structure.recompile()
         #: names of the weights and biases of convolutions and linear layers
@@ -181,6 +184,13 @@ def _skip_before_pointwise(structure: fx.GraphModule) -> None:
         with structure.graph.inserting_before(node):
             cells = (slice(None), slice(None), every_row, every_column)
             node.args = (structure.graph.call_function(operator.getitem, (node.args[0], cells)), *node.args[1:])
+
+
+def _take_strips(structure: fx.GraphModule) -> None:
+    """Let wide convolutions sum their weights' gradients over strips."""
+    for layer in structure.modules():
+        if StripConv2d.replaces(layer):
+            layer.__class__ = StripConv2d  # the same layer: nothing but its methods differ
 
 
 def _is_identity(structure: fx.GraphModule, node: fx.Node) -> bool:

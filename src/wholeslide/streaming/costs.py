@@ -18,10 +18,9 @@ _PROBES_PX = (384, 576)
 #: Tensors as large as the largest of a graph that are in flight besides it: gradients and the kernels' workspace.
 _IN_FLIGHT = 3
 #: Windows of pixels that live at once in the stem, jitter and reading ahead included.
-_PIXELS_IN_FLIGHT = 5
-#: Of all regions, how often what comes in and what the norm sees live at once; of one region, what lives besides it on its way
-#: through the decoder and back, much of it in fp32.
-_INPUTS_OF_REGIONS, _MAPS_OF_REGIONS, _MAPS_OF_ONE_REGION = 3, 2, 24
+_PIXELS_IN_FLIGHT = 6
+#: Of all regions, how often what comes in lives at once; of one, the fp32 maps that live on its way through the decoder and back.
+_INPUTS_OF_REGIONS, _MAPS_OF_ONE_REGION = 2, 12
 #: A tile smaller than this is nearly all halo.
 _SMALLEST_TILE_PX = 192
 
@@ -124,11 +123,11 @@ def decoder_bytes(network: LocalNetwork, number: int, view: Size, execution: Exe
     decoder = network.decoder(number) if number else None
     if decoder is None:
         return 0
-    stage, size = network.stage(number), execution.store_dtype.itemsize
+    stage, dtype = network.stage(number), execution.store_dtype
     cells, inner_cells = (_region_cells(network, number, view) * factor for factor in (1, decoder.stride**2))
-    of_one = inner_cells // _region_count(network, view)
-    channels = _INPUTS_OF_REGIONS * cells * stage.out_channels + inner_cells * stage.in_channels
-    return size * (channels + (_MAPS_OF_REGIONS * inner_cells + _MAPS_OF_ONE_REGION * of_one) * stage.out_channels)
+    of_all = _INPUTS_OF_REGIONS * cells * stage.out_channels + inner_cells * (stage.in_channels + stage.out_channels)
+    of_one = _MAPS_OF_ONE_REGION * inner_cells // _region_count(network, view) * stage.out_channels
+    return of_all * dtype.itemsize + of_one * torch.promote_types(dtype, torch.float32).itemsize
 
 
 def grid_bytes(network: LocalNetwork, number: int, view: Size) -> int:

@@ -13,6 +13,7 @@ the sum of what those cells should send back goes back through it.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -37,6 +38,9 @@ from wholeslide.streaming.step import Observer, StepResult, trained_stages
 from wholeslide.streaming.stores import FeatureStore
 from wholeslide.streaming.tile_runner import TileRunner
 from wholeslide.streaming.tiles import Tile, lone_tile
+
+#: Windows of pixels that are read, each on a thread of its own, while one is computed.
+_WINDOWS_AHEAD = 2
 
 
 class StreamingEngine:
@@ -186,7 +190,7 @@ class StreamingEngine:
 def _read_ahead(
     view: PixelSource, tiles: Sequence[Tile], background: npt.NDArray[np.float32] | None
 ) -> Iterator[npt.NDArray[np.float32] | None]:
-    """The pixels of each tile's window, (h, w, 3), the next one's read while one is computed.
+    """The pixels of each tile's window, (h, w, 3), the next ones read while one is computed.
 
     Nothing for a window that is known to be all ``background``: it is not read.
     """
@@ -194,12 +198,11 @@ def _read_ahead(
     def pixels(window: Box) -> npt.NDArray[np.float32] | None:
         return None if background is not None and view.is_background(window) else view.read(window)
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pixels") as thread:
-        pending: Future[npt.NDArray[np.float32] | None] | None = None
+    with ThreadPoolExecutor(max_workers=_WINDOWS_AHEAD, thread_name_prefix="pixels") as threads:
+        pending: deque[Future[npt.NDArray[np.float32] | None]] = deque()
         for tile in tiles:
-            following = thread.submit(pixels, tile.cell_window)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+            pending.append(threads.submit(pixels, tile.cell_window))
+            if len(pending) > _WINDOWS_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

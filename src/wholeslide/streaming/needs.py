@@ -11,6 +11,8 @@ from wholeslide.geometry import Size
 from wholeslide.streaming.costs import TileCost
 
 _LARGEST_TILE_PX = 8192
+#: Pixels that pass through a stage in the time that a tile takes besides its arithmetic.
+_PX_OF_A_TILE = 64**2
 #: Tensors above this leave the cache before they are read again; each doubling of them takes about so much more time.
 _CACHED_BYTES, _COST_OF_DOUBLING = 8 * 2**20, 0.05
 #: Where no graph is kept, larger tiles would only take more memory.
@@ -78,15 +80,21 @@ class StageNeeds:
     def peak_bytes(self, choice: TileChoice) -> int:
         """Of a step on the largest view."""
         window_px = self.cost.tiling(self.view, choice.side_px).window.area
-        return self._bytes(window_px, min(choice.kept_px, self._windows_px(choice.side_px)))
+        return self.bytes_of(window_px, min(choice.kept_px, self._windows_px(choice.side_px)))
 
     def most_bytes(self, choice: TileChoice) -> int:
         """Of a step on any view of at most this area."""
-        return self._bytes(self.cost.largest_window_px(self.view, choice.side_px), choice.kept_px)
+        return self.bytes_of(self.cost.largest_window_px(self.view, choice.side_px), choice.kept_px)
 
     def bound_bytes(self, side_px: int) -> int:
         """Of a step on any view of at most this area, where no graph is kept."""
-        return self._bytes(self.cost.largest_window_px(self.view, side_px), 0)
+        return self.bytes_of(self.cost.largest_window_px(self.view, side_px), 0)
+
+    def bytes_of(self, window_px: int, kept_px: int) -> int:
+        """Of a step with windows of at most ``window_px``, and graphs of ``kept_px`` together kept."""
+        kept_bytes, flight_bytes = self.cost.graph_bytes(kept_px), self.cost.flight_bytes(window_px)
+        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes + self.region_bytes
+        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
 
     def tiles(self, choice: TileChoice) -> int:
         """Of the largest view."""
@@ -124,12 +132,6 @@ class StageNeeds:
         """With the smallest tiles that are not nearly all halo, and no graph kept."""
         return self.bound_bytes(self.cost.economical_side)
 
-    def _bytes(self, window_px: int, kept_px: int) -> int:
-        """With windows of at most ``window_px``, and graphs of ``kept_px`` kept."""
-        kept_bytes, flight_bytes = self.cost.graph_bytes(kept_px), self.cost.flight_bytes(window_px)
-        computing_bytes = max(kept_bytes, self.cost.graph_bytes(window_px)) + flight_bytes + self.region_bytes
-        return self.fixed_bytes + max(computing_bytes, kept_bytes + self.decoder_bytes)
-
     def _affordable_px(self, side_px: int, room_bytes: int) -> int | None:
         """Pixels of windows that may keep their graphs; nothing where not even one window can be computed."""
         window_px = self.cost.largest_window_px(self.view, side_px)
@@ -155,7 +157,7 @@ class StageNeeds:
 
     def _work(self, side_px: int, kept_px: int) -> float:
         """Pixels that pass forward once, backward at twice the cost, and forward again where their graph is not kept."""
-        windows_px = self._windows_px(side_px)
-        work = 4 * windows_px - min(kept_px, windows_px)
-        map_bytes = self.cost.largest_map_bytes(self.cost.tiling(self.view, side_px).window.area)
+        tiling, windows_px = self.cost.tiling(self.view, side_px), self._windows_px(side_px)
+        work = 4 * (windows_px + tiling.tiles * _PX_OF_A_TILE) - min(kept_px, windows_px)
+        map_bytes = self.cost.largest_map_bytes(tiling.window.area)
         return work * (1 + _COST_OF_DOUBLING * math.log2(max(map_bytes, _CACHED_BYTES) / _CACHED_BYTES))

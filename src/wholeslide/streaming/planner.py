@@ -12,6 +12,7 @@ import torch
 from wholeslide.errors import ConfigError, Problem
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
+from wholeslide.model.strips import StripConv2d
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.costs import decoder_bytes, gradient_bytes, grid_bytes, region_bytes, region_px, tile_cost
 from wholeslide.streaming.execution import Execution, Timing
@@ -23,11 +24,11 @@ from wholeslide.streaming.timings import remembered_execution
 #: Memory for tiles and graphs where the user names no limit.
 _DEFAULT_ROOM_BYTES = 2**30
 #: Freed memory that may stay resident on a CPU: the more, the fewer page faults. Without a limit, with one, and with the lowest.
-_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES, _LEAST_FREED_BYTES = 512 * 2**20, 128 * 2**20, 32 * 2**20
+_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES, _LEAST_FREED_BYTES = 512 * 2**20, 64 * 2**20, 32 * 2**20
 #: Of a GPU's free memory, what is planned with where the user names no limit.
 _SHARE_OF_FREE = 0.85
-#: What oneDNN keeps for the shapes of a step's convolutions; 80 to 100 MiB were measured.
-_KERNELS_BYTES = 96 * 2**20
+#: What oneDNN keeps for the shapes of one wide convolution; for ResNet-34's 36, 80 to 100 MiB were measured.
+_KERNEL_BYTES = 2 * 2**20 + 2**19
 #: Resident memory of the interpreter with torch and its kernels loaded; 1.0 GiB was measured.
 _LIBRARIES_BYTES = 1100 * 2**20
 _UNITS = {
@@ -168,6 +169,8 @@ def _needs(
     costs = [tile_cost(network, number, execution, device, training=training) for number in numbers]
     if place == "disk" and device.type == "cpu":
         costs = [cost.with_disk_buffers() for cost in costs]
+    convolutions = sum(StripConv2d.replaces(layer) for layer in network.modules())
+    kernels_bytes = _KERNEL_BYTES * convolutions if device.type == "cpu" else 0
     timing = timing or Timing(*[(0.0,) * len(costs)] * 3)
     return [
         StageNeeds(
@@ -182,7 +185,7 @@ def _needs(
             backward_seconds=timing.backward_seconds[number],
             grid_bytes=grid_bytes(network, number, largest),
             region_bytes=region_bytes(network, number, largest, execution) if training else 0,
-            kernels_bytes=_KERNELS_BYTES if device.type == "cpu" else 0,
+            kernels_bytes=kernels_bytes,
             decoder_seconds=timing.decoder_seconds[number] * region_px(network, number, largest) / 1e6,
         )
         for number in numbers

@@ -166,15 +166,8 @@ class StageStep:
 
     def _share_out(self) -> tuple[list[Tile], list[Tile]]:
         """The tiles that are computed twice, the lone one first, and the last ones, whose graphs the plan has room to keep."""
-        stage, tiles = self._runner.network.stage(self._objective.number), self._work.tiles
-        cell_px = stage.stride // stage.locality.stride
-        room_px = self._runner.plan.kept_px[self._objective.number]
-        first_kept = len(tiles)
-        while first_kept > 0:
-            room_px -= tiles[first_kept - 1].cell_window.size.area * cell_px**2
-            if room_px < 0:
-                break
-            first_kept -= 1
+        tiles = self._work.tiles
+        first_kept = self._runner.first_kept(self._objective.number, tiles)
         lone = [] if self._work.lone is None else [self._work.lone]
         return lone + tiles[:first_kept], tiles[first_kept:]
 

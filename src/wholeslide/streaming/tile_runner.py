@@ -60,6 +60,18 @@ class TileRunner:
         needed = cover(active, input_size, stage.locality, tile_cells=side, align=kernel)
         return min(needed, everything, key=lambda tiles: work_cells(tiles, stage.locality))
 
+    def first_kept(self, number: int, tiles: list[Tile]) -> int:
+        """From which tile of stage ``number`` on the plan has room to keep the graphs."""
+        room_px, first = self.plan.kept_px[number], len(tiles)
+        while first > 0 and (room_px := room_px - self.window_px(number, tiles[first - 1])) >= 0:
+            first -= 1
+        return first
+
+    def window_px(self, number: int, tile: Tile) -> int:
+        """Pixels below a tile's window."""
+        stage = self.network.stage(number)
+        return tile.cell_window.size.area * (stage.stride // stage.locality.stride) ** 2
+
     def stem_tiles(self, view_size: Size) -> list[Tile]:
         """The tiles of the stem for a view of ``view_size`` pixels."""
         stem = self.network.stem
