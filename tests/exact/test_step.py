@@ -24,6 +24,7 @@ from oracle import Oracle, OracleStep
 
 from wholeslide.draws import Draws
 from wholeslide.geometry import Size
+from wholeslide.model import strips
 from wholeslide.model.network import LocalNetwork
 from wholeslide.streaming.stage_pass import StageStep
 
@@ -101,11 +102,16 @@ def without_gradients(reference: Reference) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("engine_name", [*STORES_AND_KEPT, "whole"])
-def test_engine_equals_the_independent_statement(reference: Reference, engine_name: str) -> None:
+def test_engine_equals_the_independent_statement(
+    reference: Reference, engine_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With features on disk in channels-last layout, too, where weights' gradients are summed over strips."""
+    monkeypatch.setattr(strips, "_STRIP_BYTES", 20_000)
     case, network, view = reference.case, reference.network, random_view(Size.parse(reference.case.size))
     if engine_name != "whole":
         store, kept = STORES_AND_KEPT[engine_name]
-        engine = streaming(network, case.tile_px, kept_px=int(kept * view.size.area), store=store)
+        layout = {"channels_last": store == "disk"}
+        engine = streaming(network, case.tile_px, kept_px=int(kept * view.size.area), store=store, **layout)
         assert_not_vacuous(engine, view.size, axes=case.axes)
         result = engine.step(view, 1, DRAWS)
     else:

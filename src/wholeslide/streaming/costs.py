@@ -16,7 +16,7 @@ from wholeslide.streaming.tiles import STEM_ALIGN
 #: Sides of the windows on which tensors are counted; two, so that halos and constants fall out.
 _PROBES_PX = (384, 576)
 #: Tensors as large as the largest of a graph that are in flight besides it: gradients and the kernels' workspace.
-_IN_FLIGHT = 3
+_IN_FLIGHT = 2
 #: Windows of pixels that live at once in the stem, jitter and reading ahead included.
 _PIXELS_IN_FLIGHT = 6
 #: Of all regions, how often what comes in lives at once; of one, the fp32 maps that live on its way through the decoder and back.

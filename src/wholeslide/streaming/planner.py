@@ -24,7 +24,7 @@ from wholeslide.streaming.timings import remembered_execution
 #: Memory for tiles and graphs where the user names no limit.
 _DEFAULT_ROOM_BYTES = 2**30
 #: Freed memory that may stay resident on a CPU: the more, the fewer page faults. Without a limit, with one, and with the lowest.
-_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES, _LEAST_FREED_BYTES = 512 * 2**20, 64 * 2**20, 32 * 2**20
+_DEFAULT_FREED_BYTES, _LIMITED_FREED_BYTES, _LEAST_FREED_BYTES = 512 * 2**20, 64 * 2**20, 48 * 2**20
 #: Of a GPU's free memory, what is planned with where the user names no limit.
 _SHARE_OF_FREE = 0.85
 #: What oneDNN keeps for the shapes of one wide convolution; for ResNet-34's 36, 80 to 100 MiB were measured.
