@@ -53,17 +53,25 @@ def seen_rows(monkeypatch: pytest.MonkeyPatch) -> list[slice]:
     return taken
 
 
-@pytest.mark.parametrize("rows", [37, 38, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rows", [37, 40])
 @pytest.mark.parametrize("strip_bytes", [1, 2_000, 5_000])
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_torchs(
-    case: str, strip_bytes: int, rows: int, seen_rows: list[slice], monkeypatch: pytest.MonkeyPatch
+    case: str,
+    strip_bytes: int,
+    rows: int,
+    dtype: torch.dtype,
+    seen_rows: list[slice],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(strips, "_STRIP_BYTES", strip_bytes)
-    plain, striped = _layers(CASES[case], bias=True)
-    x_bchw = torch.randn(1, 4, rows, 11, dtype=torch.float64).to(memory_format=torch.channels_last)
+    """In fp64, which torch multiplies itself, and in fp32, which oneDNN does."""
+    monkeypatch.setattr(strips, "_STRIP_BYTES", strip_bytes * dtype.itemsize // 8)
+    plain, striped = (layer.to(dtype) for layer in _layers(CASES[case], bias=True))
+    x_bchw = torch.randn(1, 4, rows, 11, dtype=dtype).to(memory_format=torch.channels_last)
     for ours, theirs in zip(_gradients(striped, x_bchw), _gradients(plain, x_bchw), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        error = float((ours - theirs).norm() / theirs.norm())
+        assert error <= (1e-13 if dtype == torch.float64 else 2e-6)
     assert len(seen_rows) > 1
     assert all(before.stop == after.start for before, after in pairwise(seen_rows))
 
@@ -78,8 +86,12 @@ def test_strips_are_no_larger_than_they_may_be(seen_rows: list[slice], monkeypat
     assert (seen_rows[0].start, seen_rows[-1].stop) == (0, 64)
 
 
+@pytest.mark.parametrize("strip_bytes", [500, 10**6])
 @pytest.mark.parametrize("trained", [("weight",), ("bias",), ()])
-def test_what_is_not_asked_for_is_not_computed(trained: tuple[str, ...], seen_rows: list[slice]) -> None:
+def test_what_is_not_asked_for_is_not_there(
+    trained: tuple[str, ...], strip_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strips, "_STRIP_BYTES", strip_bytes)
     _, striped = _layers(CASES["3x3"], bias=True)
     for name, parameter in striped.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -87,7 +99,6 @@ def test_what_is_not_asked_for_is_not_computed(trained: tuple[str, ...], seen_ro
     striped(x_bchw).sum().backward()
     assert x_bchw.grad is not None
     assert {name for name, p in striped.named_parameters() if p.grad is not None} == set(trained)
-    assert bool(seen_rows) == bool(trained)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -113,6 +124,16 @@ def test_gradients_of_bf16_are_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -
     assert bias.grad.tolist() == [64 * 9] * 6
 
 
+def test_autocast_is_left_to_torch(seen_rows: list[slice]) -> None:
+    _, striped = _layers(CASES["3x3"], bias=True)
+    x_bchw = torch.randn(1, 4, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = striped.float()(x_bchw)
+    output.sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert not seen_rows
+
+
 @pytest.mark.parametrize(
     ("layer", "taken"),
     [
@@ -121,6 +142,7 @@ def test_gradients_of_bf16_are_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -
         (nn.Conv2d(4, 4, 3, groups=4), False),
         (nn.Conv2d(4, 4, 3, padding="same"), False),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), False),
+        (nn.Conv2d(4, 4, (1, 3), padding=1), False),
         (nn.Linear(4, 4), False),
         (StripConv2d(4, 4, 3), False),
     ],

@@ -72,7 +72,7 @@ def measure(case: MemoryCase) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
     peak_bytes = _status_bytes("VmHWM")
     trained = [p for p in network.parameters() if p.requires_grad]
-    predicted_bytes = baseline_bytes + work.predicted_bytes if work.predicted_bytes is not None else None
+    predicted_bytes = baseline_bytes + work.step_bytes if work.step_bytes is not None else None
     return {
         "view_width": view.size.width,
         "view_height": view.size.height,
@@ -93,13 +93,13 @@ def measure(case: MemoryCase) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What takes the step; a plan, a counting runner and a prediction where it takes it tile by tile."""
+    """What takes the step; a plan, a counting runner and the memory that is expected where it takes it tile by tile."""
 
     engine: StreamingEngine | WholeEngine
     execution: Execution
     plan: Plan | None = None
     runner: CountingRunner | None = None
-    predicted_bytes: int | None = None
+    step_bytes: int | None = None
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def _streamed(case: MemoryCase, network: LocalNetwork, view: SlideView) -> _Work
     plan = make_plan(network, view.size, config, _CPU, over_baseline_bytes=case.over_baseline_bytes)
     folder = Path(case.store_dir) if case.store_dir is not None else None
     engine = StreamingEngine(network, plan, _CPU, store_folder=folder)
-    predicted_bytes = peak_bytes_on(engine.runner, view.size, varying_of(view, case.tissue_fraction))
+    step_bytes = peak_bytes_on(engine.runner, view.size, varying_of(view, case.tissue_fraction))
     engine.runner = runner = CountingRunner.like(engine.runner)
-    return _Work(engine, plan.execution, plan, runner, predicted_bytes)
+    return _Work(engine, plan.execution, plan, runner, step_bytes)
 
 
 def _open_view(case: MemoryCase, network: LocalNetwork) -> SlideView:

@@ -2,7 +2,7 @@
 
 oneDNN turns both maps around before it multiplies them into the gradient of the weights. On maps of tens of MiB, such as a tile's,
 it waits for memory: 270 GFLOP/s were measured where strips of 3 MiB reach 380, and the other two passes 450. In
-channels-last layout a strip of rows is one piece of memory, so that nothing is copied.
+channels-last layout a strip of rows is one piece of memory, so that none but the first and the last, which are padded, are copied.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 #: Of the larger of a strip's two maps.
@@ -30,12 +31,15 @@ class StripConv2d(nn.Conv2d):
             and layer.kernel_size != (1, 1)
             and layer.padding_mode == "zeros"
             and not isinstance(layer.padding, str)
+            and layer.padding[0]
+            <= layer.dilation[0] * (layer.kernel_size[0] - 1)  # every row of output sees one of input
         )
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H', W')."""
         one_piece = len(input) == 1 and input.is_contiguous(memory_format=torch.channels_last)
-        if not one_piece or input.device.type != "cpu" or input.dtype != self.weight.dtype:
+        casts = torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32
+        if not one_piece or casts or input.device.type != "cpu" or input.dtype != self.weight.dtype:
             return super().forward(input)
         output: Tensor = _StripConvolution.apply(
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, _STRIP_BYTES
@@ -44,7 +48,7 @@ class StripConv2d(nn.Conv2d):
 
 
 class _StripConvolution(torch.autograd.Function):
-    """:func:`torch.nn.functional.conv2d`; each backward pass sees the whole map for its input, and strips of it for its weights."""
+    """:func:`torch.nn.functional.conv2d`, with strips of the map in its backward pass, for the weights and the bias."""
 
     @staticmethod
     def forward(
@@ -62,25 +66,29 @@ class _StripConvolution(torch.autograd.Function):
         return F.conv2d(input_1chw, weight, bias, stride, padding, dilation)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient_1chw: Tensor) -> tuple[Tensor | None, ...]:
         input_1chw, weight = ctx.saved_tensors
         stride, padding, dilation = ctx.options
         wants_input, *wants = ctx.needs_input_grad[:3]
         gradient_1chw = gradient_1chw.contiguous(memory_format=torch.channels_last)
 
-        def gradients(of: Tensor, seen: Tensor, pad: tuple[int, int], wanted: tuple[bool, ...]) -> list[Tensor | None]:
+        def gradients(of: Tensor, seen: Tensor, pad: tuple[int, int], *wanted: bool) -> list[Tensor | None]:
             found: list[Tensor | None] = torch.ops.aten.convolution_backward(
                 of, seen, weight, weight.shape[:1], stride, pad, dilation, False, (0, 0), 1, wanted
             )
             return found
 
-        input_gradient = gradients(gradient_1chw, input_1chw, padding, (True, False, False))[0] if wants_input else None
+        strips = list(_strips(input_1chw, gradient_1chw, weight, ctx.options, ctx.strip_bytes))
+        if len(strips) == 1 or not any(wants):
+            return *gradients(gradient_1chw, input_1chw, padding, wants_input, *wants), None, None, None, None
+        input_gradient = gradients(gradient_1chw, input_1chw, padding, True, False, False)[0] if wants_input else None
         sums: list[Tensor | None] = [None, None]
-        for strip in _strips(input_1chw, gradient_1chw, weight, ctx.options, ctx.strip_bytes) if any(wants) else ():
+        for strip in strips:
             seen = input_1chw[:, :, strip.input]
             if any(strip.zeros):
                 seen = F.pad(seen, (0, 0, *strip.zeros))
-            parts = gradients(gradient_1chw[:, :, strip.output], seen, (0, padding[1]), (False, *wants))[1:]
+            parts = gradients(gradient_1chw[:, :, strip.output], seen, (0, padding[1]), False, *wants)[1:]
             sums = [_added(total, part) for total, part in zip(sums, parts, strict=True)]
         rounded = [None if total is None else total.to(weight.dtype) for total in sums]
         return input_gradient, *rounded, None, None, None, None
@@ -97,7 +105,7 @@ class _Strip(NamedTuple):
 def _strips(
     input_1chw: Tensor, output_1chw: Tensor, weight: Tensor, options: tuple[tuple[int, int], ...], strip_bytes: int
 ) -> Iterator[_Strip]:
-    """Even shares of the output's rows, so that neither map's part is larger than ``strip_bytes``, if a row is not."""
+    """Even shares of the output's rows, of at most ``strip_bytes`` in either map, halo apart, and of at least one row."""
     (stride, _), (padding, _), (dilation, _) = options
     input_rows, rows = input_1chw.shape[2], output_1chw.shape[2]
     most = max(1, rows * strip_bytes // max(input_1chw.nbytes, output_1chw.nbytes))
@@ -111,7 +119,7 @@ def _strips(
 
 
 def _added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
-    """The sum, in fp32 at least."""
+    """The sum, in fp32 at least, of parts that are rounded to the weights' type."""
     if part is None:
         return None
     if total is None:

@@ -32,7 +32,9 @@ class PixelSource(Protocol):
         """The colour that large parts may have, as :meth:`read` gives it, (3,); nothing where there is none."""
         ...
 
-    def read(self, px_box: Box) -> npt.NDArray[np.float32]: ...
+    def read(self, px_box: Box) -> npt.NDArray[np.float32]:
+        """May be called on several threads at once."""
+        ...
 
     def is_background(self, px_box: Box) -> bool:
         """Whether all pixels of a box are known to have that colour without reading them."""

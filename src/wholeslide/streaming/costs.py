@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
@@ -17,8 +17,8 @@ from wholeslide.streaming.tiles import STEM_ALIGN
 _PROBES_PX = (384, 576)
 #: Tensors as large as the largest of a graph that are in flight besides it: gradients and the kernels' workspace.
 _IN_FLIGHT = 2
-#: Windows of pixels that live at once in the stem, jitter and reading ahead included.
-_PIXELS_IN_FLIGHT = 6
+#: Windows of pixels that live at once in the stem: three for the one that is computed, as many for each that is read and jittered.
+_PIXELS_IN_FLIGHT = 9
 #: Of all regions, how often what comes in lives at once; of one, the fp32 maps that live on its way through the decoder and back.
 _INPUTS_OF_REGIONS, _MAPS_OF_ONE_REGION = 2, 12
 #: A tile smaller than this is nearly all halo.
@@ -164,9 +164,14 @@ def _region_count(network: LocalNetwork, view: Size) -> int:
     return region_count(view.area, config.reconstruction_region_px, config.reconstruction_regions)
 
 
-def gradient_bytes(network: LocalNetwork) -> int:
-    """Of all trained parameters."""
-    return sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+def gradient_bytes(network: LocalNetwork, through: int | None = None) -> int:
+    """Of all trained parameters, or of those of the stages up to ``through``, with their classifiers and decoders."""
+    parts: list[nn.Module | None] = [network]
+    if through is not None:
+        numbers = range(1, through + 1)
+        parts = [part for k in numbers for part in (network.stage(k), network.head(k), network.decoder(k))]
+    trained = {p for part in parts if part is not None for p in part.parameters() if p.requires_grad}
+    return sum(p.numel() * p.element_size() for p in trained)
 
 
 def _aligned(x_bchw: Tensor, kernel: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a step on one view will hold, where its background is known and left out."""
+"""What one step on one view will hold: its background left out, and the gradients that it makes on the way."""
 
 from __future__ import annotations
 
@@ -6,37 +6,45 @@ from dataclasses import replace
 
 from wholeslide.geometry import Size
 from wholeslide.streaming.background import VaryingPixels
+from wholeslide.streaming.costs import gradient_bytes
 from wholeslide.streaming.tile_runner import TileRunner
-from wholeslide.streaming.tiles import STEM_ALIGN, Tile
+from wholeslide.streaming.tiles import Tile
 
 
 def peak_bytes_on(runner: TileRunner, view: Size, varying: VaryingPixels) -> int:
-    """The expected peak of a step above what the process held before; without background, that of the plan.
+    """The expected peak of a step above what the process held before, where no gradients were there yet.
+
+    A plan supposes that all are, as in the later steps of an accumulation, and that nothing is background.
 
     Args:
         runner: with a plan that was made for a view of this size.
         view: in pixels, as the network pads it.
         varying: where it is not background.
     """
-    plan, network = runner.plan, runner.network
-    if not plan.elide or not varying.anywhere_constant:
-        return plan.predicted_peak_bytes
-    stem_cells = network.feature_size(view, 0)
-    share = float(varying.seen_by(network.stem.locality, stem_cells, side=STEM_ALIGN).mean())
-    peaks = [plan.needs[0].peak_bytes(plan.choices[0])]
+    network, plan = runner.network, runner.plan
+    elided = plan.elide and varying.anywhere_constant
+    parts = [part for tile in runner.stem_tiles(view) for part in runner.needed_of_stem(tile, view, varying)]
+    share = _share(parts, network.feature_size(view, 0)) if elided else 1.0
+    peaks = [replace(plan.needs[0], gradients_bytes=0).peak_bytes(plan.choices[0])]
     for number in range(1, network.depth + 1):
-        input_size, size = network.feature_size(view, number - 1), network.feature_size(view, number)
-        tiles = runner.tiles(number, input_size, varying)
-        share_before, share = share, sum(tile.cell_own.size.area for tile in tiles) / size.area
-        needs = plan.needs[number]
-        stored_bytes = share_before * plan.needs[number - 1].features_bytes + share * needs.features_bytes
+        tiles = runner.tiles(number, network.feature_size(view, number - 1), varying if elided else None)
+        cells = sum(tile.cell_own.size.area for tile in tiles)
+        share_before, share = share, cells / network.feature_size(view, number).area
+        needs, features_before_bytes = plan.needs[number], plan.needs[number - 1].features_bytes
         there = replace(
             needs,
-            stores_bytes=int(stored_bytes) if needs.stores_bytes else 0,
+            stores_bytes=int(share_before * features_before_bytes + share * needs.features_bytes)
+            * (needs.stores_bytes > 0),
             grid_bytes=int(share * needs.grid_bytes),
+            gradients_bytes=gradient_bytes(network, through=number),
         )
         peaks.append(there.bytes_of(*_windows_px(runner, number, tiles)))
     return max(peaks)
+
+
+def _share(tiles: list[Tile], size: Size) -> float:
+    """Of cells that tiles own."""
+    return sum(tile.cell_own.size.area for tile in tiles) / size.area
 
 
 def _windows_px(runner: TileRunner, number: int, tiles: list[Tile]) -> tuple[int, int]:

@@ -157,6 +157,7 @@ class StageStep:
         regions, x_gradients_rchw = self._reconstruct()
         self._runner.tidy()
         while graphs:  # each is let go as soon as it is used
+            self._runner.tidy(self._objective.number)
             self._backward(graphs.pop(), z_gradient, regions, x_gradients_rchw)
         self._runner.tidy()
         for graph in self._graphs(recomputed):

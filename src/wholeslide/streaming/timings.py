@@ -22,6 +22,9 @@ from wholeslide.streaming.execution import PrecisionChoice as Choice
 
 _log = logging.getLogger(__name__)
 
+#: Raised where the engine computes the same in another way, so that it is timed anew.
+_ARITHMETIC = 2
+
 
 def remembered_execution(network: LocalNetwork, precision: Choice, device: torch.device) -> tuple[Execution, Timing]:
     """The fastest execution, timed once for this machine, network and set of versions.
@@ -38,6 +41,7 @@ def remembered_execution(network: LocalNetwork, precision: Choice, device: torch
 
 def _cache_file(network: LocalNetwork, precision: Choice, device: torch.device) -> Path:
     facts = {
+        "arithmetic": _ARITHMETIC,
         "versions": [__version__, torch.__version__],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
