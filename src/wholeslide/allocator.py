@@ -3,8 +3,8 @@
 A streamed step allocates and frees thousands of tensors of a few MiB. glibc maps every block above a threshold anew, and each
 new page costs a fault, in sum more than the arithmetic; blocks below it are reused, but freed ones stay resident behind the small
 ones that survive among them, so that memory creeps up to a multiple of what is in use. Both are avoided: the threshold is fixed
-at its highest (glibc would move it), so that a stage's tiles share the same pages, and what has piled up is returned
-before a tile or when a stage is done. Elsewhere (macOS, Windows, musl) nothing is done.
+at its highest (glibc would move it), so that tiles share the same pages, and what has piled up is returned when a tile might
+otherwise take more than was planned. Elsewhere (macOS, Windows, musl) nothing is done.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import functools
 import os
 import platform
 
+import psutil
+
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 
@@ -22,25 +24,6 @@ THRESHOLD_BYTES = 32 << 20
 
 NEVER_BYTES = 1 << 30
 """`free` gives nothing back by itself up to here: :func:`return_freed_memory` does."""
-
-_MALLINFO2 = (
-    "arena",
-    "ordblks",
-    "smblks",
-    "hblks",
-    "hblkhd",
-    "usmblks",
-    "fsmblks",
-    "uordblks",
-    "fordblks",
-    "keepcost",
-)
-
-
-class _Mallinfo2(ctypes.Structure):
-    """What glibc says of its heaps; ``fordblks`` are the free bytes in them."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO2]
 
 
 @functools.cache
@@ -60,17 +43,28 @@ def fix_thresholds() -> bool:
     )
 
 
-def return_freed_memory(tolerated_bytes: int) -> None:
-    """Give free pages back to the system where there are more of them than ``tolerated_bytes``.
-
-    What is given back has to be faulted in again when it is next used.
-    """
+def return_freed_memory() -> None:
+    """Give free pages back to the system; what is given back has to be faulted in again when it is next used."""
     library = _glibc()
-    if library is None:
-        return
-    # Before glibc 2.33 nobody tells how much is free.
-    if not hasattr(library, "mallinfo2") or library.mallinfo2().fordblks > tolerated_bytes:
+    if library is not None:
         library.malloc_trim(0)
+
+
+class Room:
+    """What a process may come to hold. Freed memory is given back only where the room left is too small for what comes."""
+
+    def __init__(self) -> None:
+        self._process, self._limit_bytes = psutil.Process(), 0
+
+    def begin(self, room_bytes: int) -> None:
+        """Give back all that is free, and allow ``room_bytes`` more than what is resident then."""
+        return_freed_memory()
+        self._limit_bytes = self._process.memory_info().rss + room_bytes
+
+    def make(self, needed_bytes: int) -> None:
+        """Before so much is allocated, none of which may fit where something was freed."""
+        if self._process.memory_info().rss + needed_bytes > self._limit_bytes:
+            return_freed_memory()
 
 
 @functools.cache
@@ -78,7 +72,5 @@ def _glibc() -> ctypes.CDLL | None:
     if platform.libc_ver()[0] != "glibc":
         return None
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallinfo2"):
-        library.mallinfo2.restype = _Mallinfo2
     library.malloc_trim.argtypes = (ctypes.c_size_t,)
     return library

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from wholeslide import allocator
-from wholeslide.allocator import fix_thresholds, return_freed_memory
+from wholeslide.allocator import Room, fix_thresholds, return_freed_memory
 
 CREEP = """
 import ctypes, sys
@@ -33,7 +33,7 @@ for _ in range(48):                     # then each big block is followed by a s
 held = [small for _, small in held]
 del big
 if sys.argv[1] == "fixed":
-    return_freed_memory(16 << 20)
+    return_freed_memory()
 print(resident() - before)
 """
 
@@ -47,6 +47,21 @@ def growth_bytes(mode: str) -> int:
 def test_freed_blocks_go_back_to_the_system() -> None:
     assert growth_bytes("fixed") < 16 << 20
     assert growth_bytes("as it is") > 64 << 20  # otherwise this test shows nothing
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(("allowed", "trims"), [(100, 0), (40, 1)])
+def test_freed_memory_stays_where_there_is_room_for_what_comes(
+    allowed: int, trims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40 to 100 MiB that may be taken, 30 are, and 30 more are asked for."""
+    room, given_back = Room(), list[None]()
+    room.begin(allowed << 20)
+    monkeypatch.setattr(allocator, "return_freed_memory", lambda: given_back.append(None))
+    held = bytearray(30 << 20)
+    held[::4096] = b"1" * len(held[::4096])
+    room.make(30 << 20)
+    assert len(given_back) == trims
 
 
 def test_may_be_called_again() -> None:
@@ -64,4 +79,4 @@ def another_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("another_library")
 def test_does_nothing_elsewhere() -> None:
     assert fix_thresholds.__wrapped__() is False
-    return_freed_memory(16 << 20)
+    return_freed_memory()

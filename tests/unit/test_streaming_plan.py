@@ -259,16 +259,6 @@ def test_the_smallest_plan_is_not_larger_than_the_default(network: LocalNetwork)
     assert smallest.freed_bytes < default.freed_bytes
 
 
-def test_freed_memory_fills_what_a_stage_leaves_of_the_plans_peak(network: LocalNetwork) -> None:
-    """On any view: a stage's largest windows and all graphs that it may keep, and freed memory, stay within the largest stage's."""
-    made = plan(network, memory="2GiB")
-    most_bytes = [stage.most_bytes(choice) for stage, choice in zip(made.needs, made.choices, strict=True)]
-    tolerated_bytes = [made.tolerated_bytes(number) for number in range(3)]
-    assert min(tolerated_bytes) == made.freed_bytes < max(tolerated_bytes)
-    for most, tolerated in zip(most_bytes, tolerated_bytes, strict=True):
-        assert most + tolerated - made.freed_bytes == max(most_bytes)
-
-
 def test_a_grid_that_grows_with_the_slide_is_planned_for(network: LocalNetwork) -> None:
     """z of the first stage of 10 gigapixels is 64 channels for each square of its classifier's kernel."""
     huge = Size(100_000, 100_000)

@@ -61,9 +61,7 @@ def measure(case: MemoryCase) -> dict[str, Any]:
     redraw_weights(network, case.seed)
     view = _open_view(case, network)
     work = _whole(case, network, view.size) if case.mode == "whole" else _streamed(case, network, view)
-    return_freed_memory(
-        0
-    )  # what timing and planning left behind would count as the baseline, and hide what the step takes
+    return_freed_memory()  # what timing and planning left behind would count as the baseline, and hide what the step takes
     baseline_bytes = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     with _AnonymousPeak() as anonymous:

@@ -101,6 +101,7 @@ class StreamingEngine:
         trained = trained_stages(self.network, stages)
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         probabilities: list[np.ndarray | None] = [None] * depth
+        self.runner.begin()
         x, varying = self._stem(view)
         for number in range(1, max(trained) + 1):
             if number in trained:
@@ -114,7 +115,6 @@ class StreamingEngine:
             else:
                 x_next = self._forward(number, x, varying, needs_grid=False).x
             x.close()
-            self.runner.tidy()
             x = x_next if x_next is not None else x
         x.close()
         classes = next(p for p in probabilities if p is not None).size
@@ -130,11 +130,11 @@ class StreamingEngine:
             SlideError: the slide could not be read.
         """
         rows = []
+        self.runner.begin()
         x, varying = self._stem(view)
         for number in range(1, self.network.depth + 1):
             work = self._forward(number, x, varying, needs_grid=True)
             x.close()
-            self.runner.tidy()
             if observer is not None:
                 observer(number, work.x, work.layout.whole(work.z_nc))
             z_parts = torch.split(work.z_nc, ROWS_OF_A_PART)
@@ -168,7 +168,7 @@ class StreamingEngine:
                 pixels_hwc = np.broadcast_to(background, (window.height, window.width, 3))
             elif background is not None:
                 varying.note(window, pixels_hwc, background)
-            runner.tidy(0)
+            runner.make_room(self.plan.tile_bytes(0))
             for part in runner.needed_of_stem(tile, view.size, varying):
                 part_hwc = pixels_hwc[part.cell_window.relative_to(window).rows_columns]
                 x.write(part.cell_own, runner.run(weights, self.network.to_input(part_hwc), part))

@@ -19,7 +19,7 @@ _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bf
 
 #: Side of the images that are timed, in pixels: large enough that a convolution is not all overhead.
 _PROBE_PX = 768
-_ROUNDS = 2
+_ROUNDS = 4
 #: A choice that takes so many times as long as another in the first round is not timed again.
 _FAR_BEHIND = 1.5
 

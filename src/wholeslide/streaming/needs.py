@@ -82,9 +82,16 @@ class StageNeeds:
         window_px = self.cost.tiling(self.view, choice.side_px).window.area
         return self.bytes_of(window_px, min(choice.kept_px, self._windows_px(choice.side_px)))
 
-    def most_bytes(self, choice: TileChoice) -> int:
-        """Of a step on any view of at most this area."""
-        return self.bytes_of(self.cost.largest_window_px(self.view, choice.side_px), choice.kept_px)
+    def tile_bytes(self, choice: TileChoice) -> int:
+        """Of one tile with its graph, of what it writes, and of its share of the weights' gradients."""
+        window_px = self.cost.largest_window_px(self.view, choice.side_px)
+        written_bytes = int(self.cost.written_bytes_per_px * window_px)
+        return (
+            self.cost.graph_bytes(window_px)
+            + self.cost.flight_bytes(window_px)
+            + written_bytes
+            + self.cost.weight_bytes
+        )
 
     def bound_bytes(self, side_px: int) -> int:
         """Of a step on any view of at most this area, where no graph is kept."""

@@ -18,7 +18,7 @@ class Plan:
 
     ``tile_px`` has the side of a tile in input pixels, and ``kept_px`` how many pixels the windows may have together whose graphs
     are kept between the two passes, both for the stem and for each stage (the stem has no graph). ``elide`` says that background
-    is computed once and not wherever it is. ``freed_bytes`` of host memory may stay resident, to be used again.
+    is computed once and not wherever it is. ``freed_bytes`` of host memory are allowed for what is freed and stays resident.
     ``predicted_peak_bytes`` is what a step on ``largest`` is expected to hold above what the process held before it; another view
     of no larger area may take more, but never more than the memory that was named. ``needs`` are what the plan was made from.
     """
@@ -70,12 +70,13 @@ class Plan:
         """The tiles of the stem and of each stage."""
         return [TileChoice(side, kept) for side, kept in zip(self.tile_px, self.kept_px, strict=True)]
 
-    def tolerated_bytes(self, number: int) -> int:
-        """Freed memory that may stay resident while stage ``number`` runs: a stage that needs less than others leaves them room."""
-        if not self.needs:
-            return self.freed_bytes
-        most_bytes = [stage.most_bytes(choice) for stage, choice in zip(self.needs, self.choices, strict=True)]
-        return self.freed_bytes + max(most_bytes) - most_bytes[number]
+    def tile_bytes(self, number: int) -> int:
+        """What a tile of stage ``number``, or of the stem (0), may take where it finds nothing freed that fits."""
+        return self.needs[number].tile_bytes(self.choices[number]) if self.needs else 0
+
+    def decoder_bytes(self, number: int) -> int:
+        """What the reconstruction of stage ``number`` may take."""
+        return self.needs[number].decoder_bytes if self.needs else 0
 
     @property
     def disk_bytes(self) -> int:

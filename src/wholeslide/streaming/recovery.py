@@ -83,7 +83,7 @@ def take_smaller_plan(engine: StreamingEngine, file: str, reason: str) -> None:
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     else:
-        return_freed_memory(0)
+        return_freed_memory()
     logger.info("%s: %s", file, reason)
     smaller = engine.plan.smaller
     if smaller is None:

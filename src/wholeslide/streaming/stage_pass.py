@@ -72,7 +72,7 @@ class StagePass:
             tiles = tiles[1:]
         windows = self.x_previous.regions(tile.cell_window for tile in tiles)
         for tile, window_bchw in zip(tiles, windows, strict=True):
-            self._runner.tidy(self._number)
+            self._runner.make_room(self._runner.plan.tile_bytes(self._number))
             yield tile, self._runner.run(self.weights, window_bchw, tile)
 
     def grid(self, own_bchw: Tensor) -> Tensor:
@@ -153,15 +153,14 @@ class StageStep:
         if observer is not None:
             observer(self._objective.number, work.x, work.layout.whole(work.z_nc))
         z_gradient = self._classify()
-        self._runner.tidy()
+        self._runner.make_room(self._runner.plan.decoder_bytes(self._objective.number))
         regions, x_gradients_rchw = self._reconstruct()
-        self._runner.tidy()
         while graphs:  # each is let go as soon as it is used
-            self._runner.tidy(self._objective.number)
+            self._runner.make_room(self._runner.plan.tile_bytes(self._objective.number))
             self._backward(graphs.pop(), z_gradient, regions, x_gradients_rchw)
-        self._runner.tidy()
         for graph in self._graphs(recomputed):
             self._backward(graph, z_gradient, regions, x_gradients_rchw)
+        self._runner.make_room(self._runner.plan.tile_bytes(self._objective.number))
         work.weights.backward()
         return work.x
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wholeslide.allocator import return_freed_memory
+from wholeslide.allocator import Room
 from wholeslide.geometry import Size
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
@@ -28,6 +28,7 @@ class TileRunner:
     plan: Plan
     device: torch.device
     store_folder: Path | None = None
+    _room: Room = field(default_factory=Room, repr=False, compare=False)
 
     def run(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""
@@ -87,14 +88,20 @@ class TileRunner:
         side = tile_side(self.plan.tile_px[0], stride_px=self.network.stem.stride, align=STEM_ALIGN)
         return cover(active, view_size, locality, tile_cells=side, align=STEM_ALIGN, within=own)
 
-    def tidy(self, number: int | None = None) -> None:
-        """Give freed memory back, where there is more than the plan tolerates: between stages, or before a tile of one.
+    def begin(self) -> None:
+        """Before a step or a prediction: from here on it may take what was predicted, if tiles do not need more."""
+        if self.device.type == "cpu":
+            there_bytes = sum(int(p.grad.nbytes) for p in self.network.parameters() if p.grad is not None)
+            self._room.begin(self.plan.predicted_peak_bytes - there_bytes)
+
+    def make_room(self, needed_bytes: int) -> None:
+        """Before so many bytes are taken: give freed memory back where the plan leaves less room than that.
 
         Tensors of other sizes, as of the next tile or stage, do not fit where the last ones were; in few large tiles, three times
         what they hold piled up.
         """
         if self.device.type == "cpu":
-            return_freed_memory(self.plan.freed_bytes if number is None else self.plan.tolerated_bytes(number))
+            self._room.make(needed_bytes)
 
     def open_store(self, number: int, input_size: Size) -> FeatureStore:
         """An empty store for x_k of an x_{k−1} (pixels for x_0) of ``input_size``."""
