@@ -70,7 +70,7 @@ def test_gradients_are_torchs(
     plain, striped = (layer.to(dtype) for layer in _layers(CASES[case], bias=True))
     x_bchw = torch.randn(1, 4, rows, 11, dtype=dtype).to(memory_format=torch.channels_last)
     for ours, theirs in zip(_gradients(striped, x_bchw), _gradients(plain, x_bchw), strict=True):
-        error = float((ours - theirs).norm() / theirs.norm())
+        error = ((ours - theirs).norm() / theirs.norm()).item()
         assert error <= (1e-13 if dtype == torch.float64 else 2e-6)
     assert len(seen_rows) > 1
     assert all(before.stop == after.start for before, after in pairwise(seen_rows))
