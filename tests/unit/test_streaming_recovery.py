@@ -96,7 +96,6 @@ def plan() -> Plan:
         [TileChoice(1536, 0), TileChoice(8192, 10**7), TileChoice(1000, 10**6)],
         execution=Execution("bf16", True),
         store="disk",
-        freed_bytes=2**30,
         elide=False,
     )
 
@@ -112,7 +111,6 @@ def test_smaller_plans_are_economical_first_and_end_at_the_smallest_tiles() -> N
     plans = chain(plan())
     assert plans[1].tile_px == (810, 1512, 702)  # half of the view's 3000, where the tile is larger than the view
     assert [p.kept_px for p in plans[1:]] == [(0, 0, 0)] * (len(plans) - 1)
-    assert [p.freed_bytes for p in plans] == [2**30] + [2**20] * (len(plans) - 1)
     economical = tuple(stage.cost.economical_side for stage in plan().needs)
     small = [p for p in plans if any(side < least for side, least in zip(p.tile_px, economical, strict=True))]
     assert small == plans[-len(small) :]
@@ -126,7 +124,7 @@ def test_smaller_plans_are_economical_first_and_end_at_the_smallest_tiles() -> N
 
 def test_a_peak_that_no_tile_lowers_leads_to_the_smallest_tiles_at_once() -> None:
     fixed = [replace(stage, decoder_bytes=10**12) for stage in plan().needs]
-    stuck = Plan.of(fixed, [TileChoice(1512, 0)] * 3, execution=plan().execution, store="host", freed_bytes=0)
+    stuck = Plan.of(fixed, [TileChoice(1512, 0)] * 3, execution=plan().execution, store="host")
     assert [p.tile_px for p in chain(stuck)] == [(1512,) * 3, (54,) * 3]
 
 

@@ -18,9 +18,9 @@ class Plan:
 
     ``tile_px`` has the side of a tile in input pixels, and ``kept_px`` how many pixels the windows may have together whose graphs
     are kept between the two passes, both for the stem and for each stage (the stem has no graph). ``elide`` says that background
-    is computed once and not wherever it is. ``freed_bytes`` of host memory are allowed for what is freed and stays resident.
-    ``predicted_peak_bytes`` is what a step on ``largest`` is expected to hold above what the process held before it; another view
-    of no larger area may take more, but never more than the memory that was named. ``needs`` are what the plan was made from.
+    is computed once and not wherever it is. ``predicted_peak_bytes`` is what a step on ``largest`` is expected to hold above what
+    the process held before it; another view of no larger area may take more, but never more than the memory that was named.
+    ``needs`` are what the plan was made from.
     """
 
     execution: Execution
@@ -29,7 +29,6 @@ class Plan:
     kept_px: tuple[int, ...]
     largest: Size
     elide: bool = True
-    freed_bytes: int = 0
     predicted_peak_bytes: int = 0
     seconds_per_megapixel: float = 0.0
     inference_seconds_per_megapixel: float = 0.0
@@ -43,7 +42,6 @@ class Plan:
         *,
         execution: Execution,
         store: Literal["device", "host", "disk"],
-        freed_bytes: int,
         elide: bool = True,
     ) -> Plan:
         """A plan of these tiles, and what they are expected to cost."""
@@ -58,7 +56,6 @@ class Plan:
             kept_px=tuple(choice.kept_px for choice in choices),
             largest=largest,
             elide=elide,
-            freed_bytes=freed_bytes,
             predicted_peak_bytes=max(stage.peak_bytes(choice) for stage, choice in pairs),
             seconds_per_megapixel=seconds / (largest.area / 1e6),
             inference_seconds_per_megapixel=inference_seconds / (largest.area / 1e6),
@@ -97,7 +94,6 @@ class Plan:
                 choices,
                 execution=self.execution,
                 store=self.store,
-                freed_bytes=min(self.freed_bytes, max(stage.freed_bytes for stage in self.needs)),
                 elide=self.elide,
             )
             if found.predicted_peak_bytes < self.predicted_peak_bytes:

@@ -110,7 +110,7 @@ def make_plan(
                 raise
             continue
         break
-    return Plan.of(stages, choices, execution=execution, store=place, freed_bytes=freed_bytes)
+    return Plan.of(stages, choices, execution=execution, store=place)
 
 
 def least_memory(
