@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from wholeslide.predict import predict as predict_slides
     from wholeslide.slides.config import AugmentationConfig, SlideConfig
     from wholeslide.slides.inspect import inspect_slide, write_overlay
-    from wholeslide.slides.readers import SlideReader, open_slide
+    from wholeslide.slides.opening import open_slide
+    from wholeslide.slides.readers import SlideReader
     from wholeslide.slides.view import SlideView, make_view
     from wholeslide.slides.working import WorkingSlide, open_working_slide
     from wholeslide.streaming.config import StreamingConfig

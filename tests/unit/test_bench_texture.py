@@ -12,7 +12,7 @@ from wholeslide.bench.memory_step import varying_of
 from wholeslide.bench.texture import SQUARE_PX, Disc, write_texture
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.config import SlideConfig
-from wholeslide.slides.readers import open_slide
+from wholeslide.slides.opening import open_slide
 from wholeslide.slides.view import make_view
 from wholeslide.slides.working import open_working_slide
 from wholeslide.streaming.background import VaryingPixels

@@ -18,8 +18,9 @@ from wholeslide.errors import SlideError
 from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides import tiff_reader
 from wholeslide.slides.image_reader import ImageReader
+from wholeslide.slides.opening import open_slide
 from wholeslide.slides.openslide_reader import OpenSlideReader
-from wholeslide.slides.readers import BLACK, Level, SlideReader, open_slide
+from wholeslide.slides.readers import BLACK, Level, SlideReader
 
 
 @pytest.fixture(autouse=True)

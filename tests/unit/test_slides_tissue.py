@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from slides_cases import GLASS, real_file, tissue_image
 
 from wholeslide.geometry import Box, Size
-from wholeslide.slides.readers import open_slide
+from wholeslide.slides.opening import open_slide
 from wholeslide.slides.tissue import TissueMask, find_tissue, is_dark
 
 CELL_PX = 16

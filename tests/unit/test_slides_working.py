@@ -201,7 +201,7 @@ def test_a_missing_mask_is_announced_once(tmp_path: Path, pyramid: Path, caplog:
 @pytest.mark.parametrize(
     ("name", "size", "dark"),
     [
-        ("cmu_small_region.svs", Size(553, 740), False),
+        ("cmu_small_region.svs", Size(555, 741), False),
         ("dicom-wsi.dcm", Size(1000, 2459), False),
         ("fluorescence-dapi.ndpi", Size(452, 554), True),
     ],

@@ -12,7 +12,7 @@ import torch
 from wholeslide.errors import ConfigError, WholeslideError
 from wholeslide.geometry import Size
 from wholeslide.slides.config import SlideConfig
-from wholeslide.slides.readers import open_slide
+from wholeslide.slides.opening import open_slide
 from wholeslide.slides.scale import resolve_l0_mpp, working_sampling
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.engine import StreamingEngine

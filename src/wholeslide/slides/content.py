@@ -12,7 +12,7 @@ from wholeslide.slides.readers import unreadable
 END_BYTES = 2**20
 SAMPLE_BYTES = 2**16
 SAMPLES = 16
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def content_hash(path: Path) -> str:

@@ -68,6 +68,7 @@ class OpenSlideReader(SlideReader):
             Level.of(Size(*size), l0_size, downsample)
             for size, downsample in zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         )
+        self._downsamples = tuple(self._slide.level_downsamples)  # after a failed read OpenSlide tells nothing more
         self.l0_mpp = _read_mpp(properties)
         self.l0_bounds = _read_bounds(properties, l0_size)
         self.is_plain_image = self.vendor == "generic-tiff" and len(self.levels) == 1
@@ -84,11 +85,11 @@ class OpenSlideReader(SlideReader):
 
     def _is_exact(self, level: int) -> bool:
         """Whether any box of the level starts at a whole level-0 pixel, so that nothing is interpolated."""
-        downsample = self._slide.level_downsamples[level]
+        downsample = self._downsamples[level]
         return bool(downsample == int(downsample)) and self.vendor not in FRACTIONAL_VENDORS
 
     def _read_direct(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:
-        downsample = int(self._slide.level_downsamples[level])
+        downsample = int(self._downsamples[level])
         if max(level_box.width, level_box.height) <= CHUNK_PX:
             l0_start = (level_box.left * downsample, level_box.top * downsample)
             return self._read_region(l0_start, level, level_box.size, background_rgb)
@@ -123,7 +124,7 @@ class OpenSlideReader(SlideReader):
             if key in self._blocks:
                 self._blocks.move_to_end(key)
                 return self._blocks[key]
-        downsample = self._slide.level_downsamples[level]
+        downsample = self._downsamples[level]
         l0_start = (round(column * BLOCK_PX * downsample), round(row * BLOCK_PX * downsample))
         block = self._read_region(l0_start, level, Size(BLOCK_PX, BLOCK_PX), background_rgb)
         with self._blocks_lock:

@@ -1,6 +1,6 @@
 """One open slide file: its levels, its scale, and the pixels of any box of any level.
 
-:func:`open_slide` chooses the reader. Everything that can go wrong with a file becomes a
+:func:`~wholeslide.slides.opening.open_slide` chooses the reader. Everything that can go wrong with a file becomes a
 :class:`~wholeslide.errors.SlideError` that names the file and the remedy.
 """
 
@@ -74,6 +74,7 @@ class SlideReader(ABC):
         l0_mpp: microns per level-0 pixel; ``None`` where the file has no scale that a scanner can have.
         l0_bounds: the part of level 0 that was scanned (``openslide.bounds-*``), or all of it.
         description: the file's own text about itself; may be empty.
+        icc_profile: what the file's colours mean; ``None`` where it does not say.
         met_transparency: whether any read so far met a pixel that the file leaves (partly) transparent.
         is_plain_image: whether this is an image rather than a slide: PNG, JPEG, non-pyramidal TIFF.
     """
@@ -85,6 +86,7 @@ class SlideReader(ABC):
     l0_bounds: Box
     is_plain_image: bool
     description: str = ""
+    icc_profile: bytes | None = None
     met_transparency: bool = False
 
     def __init__(self, path: Path) -> None:
@@ -97,13 +99,19 @@ class SlideReader(ABC):
     def l0_size(self) -> Size:
         return self.levels[0].size
 
-    def read_level(self, level: int, level_box: Box, background_rgb: Rgb = WHITE) -> Pixels:
+    def reduction_for(self, level: int, ratio_x: float, ratio_y: float) -> int:
+        """By how much a level may be reduced while it is decoded, for pixels that span ``ratio_*`` of its own: 1, 2, 4 or 8."""
+        del level, ratio_x, ratio_y
+        return 1
+
+    def read_level(self, level: int, level_box: Box, background_rgb: Rgb = WHITE, *, reduction: int = 1) -> Pixels:
         """Pixels of a box of a level.
 
         Args:
             level: index into :attr:`levels`.
-            level_box: in pixels of that level; may reach over the image.
+            level_box: in pixels of that level, or in reduced ones; may reach over the image.
             background_rgb: what shows through transparent pixels, and what lies outside the image.
+            reduction: how many pixels of the level, along x and y, become one: 1, or what :meth:`reduction_for` gave.
 
         Returns:
             uint8 of shape (height, width, 3).
@@ -113,7 +121,7 @@ class SlideReader(ABC):
             ReaderClosedError: the reader was closed before.
         """
         with self._reading():
-            return self._read_box(level, level_box, background_rgb)
+            return self._read_box(level, level_box, background_rgb, reduction)
 
     def close(self) -> None:
         """Release the file when the reads that are under way have ended. May be called twice."""
@@ -138,19 +146,30 @@ class SlideReader(ABC):
                 self._reads -= 1
                 self._idle.notify_all()
 
-    def _read_box(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:
-        inside = level_box.intersection(Box.covering(self.levels[level].size))
+    def _read_box(self, level: int, level_box: Box, background_rgb: Rgb, reduction: int) -> Pixels:
+        size = self.levels[level].size
+        inside = level_box.intersection(Box(0, 0, -(-size.width // reduction), -(-size.height // reduction)))
+        if inside.empty:
+            pixels = np.empty((0, 0, 3), np.uint8)
+        elif reduction == 1:
+            pixels = self._read_inside(level, inside, background_rgb)
+        else:
+            pixels = self._read_reduced(level, reduction, inside)
         if inside == level_box and not inside.empty:
-            return self._read_inside(level, inside, background_rgb)
+            return pixels
         out = np.empty((level_box.height, level_box.width, 3), np.uint8)
         out[:] = background_rgb
         if not inside.empty:
-            out[inside.relative_to(level_box).rows_columns] = self._read_inside(level, inside, background_rgb)
+            out[inside.relative_to(level_box).rows_columns] = pixels
         return out
 
     @abstractmethod
     def _read_inside(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:
         """:meth:`read_level` for a box that is not empty and lies in the image."""
+
+    def _read_reduced(self, level: int, reduction: int, reduced_box: Box) -> Pixels:
+        """The same in pixels that are reduced as :meth:`reduction_for` said; what it never says is never asked for."""
+        raise AssertionError((self.path, level, reduction, reduced_box))
 
     @abstractmethod
     def _release(self) -> None:
@@ -173,30 +192,3 @@ def unreadable(path: Path, error: object) -> SlideError:
     """The error of a file that opens in no way or fails while it is decoded."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return slide_error(f"cannot be read: {reason}", path, DAMAGED_REMEDY)
-
-
-def open_slide(path: Path) -> SlideReader:
-    """Open a slide or image with the reader that suits it.
-
-    Args:
-        path: a file of any of OpenSlide's formats, an OME-TIFF or plain TIFF, a PNG, JPEG or other image, or the folder
-            of a DICOM slide.
-
-    Raises:
-        SlideError: there is no such file, or none of the readers can open it.
-    """
-    from wholeslide.slides.image_reader import ImageReader
-    from wholeslide.slides.openslide_reader import OpenSlideReader, detect_vendor, find_dicom_file
-    from wholeslide.slides.tiff_reader import TiffReader, is_tiff, prefers_tifffile
-
-    if not path.exists():
-        raise slide_error("no such file", path, "check the path")
-    file = find_dicom_file(path) if path.is_dir() else path
-    if file.stat().st_size == 0:
-        raise slide_error("the file is empty", path, DAMAGED_REMEDY)
-    vendor = detect_vendor(file)
-    if is_tiff(file) and (vendor is None or (vendor == "generic-tiff" and prefers_tifffile(file))):
-        return TiffReader(file)
-    if vendor is not None:
-        return OpenSlideReader(file, path)
-    return ImageReader(file)

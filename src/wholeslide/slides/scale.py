@@ -9,6 +9,7 @@ from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import SlideConfig, is_usable_mpp
 from wholeslide.slides.readers import Level, SlideReader, slide_error
 from wholeslide.slides.resample import AxisMap, Resampling
+from wholeslide.slides.stored_tiles import REDUCTIONS
 
 SAME_SCALE = 0.02
 SMALLEST_SIDE_PX = 32
@@ -20,12 +21,14 @@ class Sampling:
 
     Attributes:
         level: index of the level that is read.
-        resampling: how working pixels lie on that level.
+        reduction: how many of its pixels, along x and y, become one while it is decoded.
+        resampling: how working pixels lie on what is read.
         size: the whole slide (its scanned bounds) in working pixels.
         downsample_x: level-0 pixels per working pixel along x; ``downsample_y`` along y.
     """
 
     level: int
+    reduction: int
     resampling: Resampling
     size: Size
     downsample_x: float
@@ -81,7 +84,7 @@ def sample_at(reader: SlideReader, downsample_x: float, downsample_y: float, *, 
         reader: the open slide.
         downsample_x: level-0 pixels per pixel along x, ``downsample_y`` along y.
         downsample_y: see ``downsample_x``.
-        snap: use stored pixels as they are where they are within 2% of the target.
+        snap: where stored pixels, or 2 x 2, 4 x 4 or 8 x 8 of them, are within 2% of the target, use those.
     """
     level = _best_level(reader.levels, downsample_x, downsample_y, SAME_SCALE if snap else 1e-9)
     stored = reader.levels[level]
@@ -89,9 +92,14 @@ def sample_at(reader: SlideReader, downsample_x: float, downsample_y: float, *, 
     ratio_y = _ratio(downsample_y / stored.downsample_y, snap)
     bounds = _level_bounds(reader.l0_bounds, stored)
     size = Size(int(bounds.width / ratio_x + 1e-6), int(bounds.height / ratio_y + 1e-6))
+    reduction = reader.reduction_for(level, ratio_x, ratio_y)
+    if bounds.left % reduction or bounds.top % reduction:
+        reduction = 1
+    x, y = AxisMap(bounds.left // reduction, ratio_x / reduction), AxisMap(bounds.top // reduction, ratio_y / reduction)
     return Sampling(
         level,
-        Resampling(AxisMap(bounds.left, ratio_x), AxisMap(bounds.top, ratio_y)),
+        reduction,
+        Resampling(x, y),
         size,
         ratio_x * stored.downsample_x,
         ratio_y * stored.downsample_y,
@@ -99,8 +107,9 @@ def sample_at(reader: SlideReader, downsample_x: float, downsample_y: float, *, 
 
 
 def _ratio(ratio: float, snap: bool) -> float:
-    if snap and abs(ratio - 1) <= SAME_SCALE:
-        return 1.0
+    for whole in REDUCTIONS if snap else ():
+        if abs(ratio / whole - 1) <= SAME_SCALE:
+            return float(whole)
     return max(1.0, ratio)
 
 

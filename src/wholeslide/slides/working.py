@@ -16,8 +16,9 @@ from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.content import find_mask_file, slide_key
 from wholeslide.slides.geojson import rasterize, read_polygons
 from wholeslide.slides.notices import say_once
+from wholeslide.slides.opening import open_slide
 from wholeslide.slides.prepared import PreparedDescription, read_prepared
-from wholeslide.slides.readers import BLACK, WHITE, Pixels, Rgb, SlideReader, open_slide, slide_error
+from wholeslide.slides.readers import BLACK, WHITE, Pixels, Rgb, SlideReader, slide_error
 from wholeslide.slides.scale import SMALLEST_SIDE_PX, Sampling, resolve_l0_mpp, sample_at, working_sampling
 from wholeslide.slides.tissue import Mask, TissueMask, find_tissue, is_dark
 
@@ -87,12 +88,10 @@ class WorkingSlide:
     def l0_box(self) -> Box:
         """The part of level 0 that the working pixels cover, rounded outwards."""
         level = self.reader.levels[self.sampling.level]
+        l0_x, l0_y = (self.sampling.reduction * downsample for downsample in (level.downsample_x, level.downsample_y))
         box = self.sampling.resampling.level_box(self.whole_box)
         l0_box = Box.from_edges(
-            int(box.left * level.downsample_x),
-            int(box.top * level.downsample_y),
-            int(-(-box.right * level.downsample_x // 1)),
-            int(-(-box.bottom * level.downsample_y // 1)),
+            int(box.left * l0_x), int(box.top * l0_y), int(-(-box.right * l0_x // 1)), int(-(-box.bottom * l0_y // 1))
         )
         return l0_box.intersection(Box.covering(self.reader.l0_size))
 
@@ -165,7 +164,7 @@ class WorkingSlide:
 def sample(reader: SlideReader, sampling: Sampling, whole_box: Box, background_rgb: Rgb) -> Pixels:
     """Area-averaged pixels of a box at a sampling: uint8 of shape (height, width, 3)."""
     level_box = sampling.resampling.level_box(whole_box)
-    level_hwc = reader.read_level(sampling.level, level_box, background_rgb)
+    level_hwc = reader.read_level(sampling.level, level_box, background_rgb, reduction=sampling.reduction)
     return sampling.resampling.average(level_hwc, whole_box)
 
 
