@@ -34,7 +34,7 @@ from wholeslide.streaming.grid import ROWS_OF_A_PART
 from wholeslide.streaming.objective import StageObjective
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stage_pass import StagePass, StageStep
-from wholeslide.streaming.step import Observer, StepResult, trained_stages
+from wholeslide.streaming.step import Observer, StepResult, chosen_stages
 from wholeslide.streaming.stores import FeatureStore
 from wholeslide.streaming.tile_runner import TileRunner
 from wholeslide.streaming.tiles import Tile, lone_tile
@@ -98,7 +98,7 @@ class StreamingEngine:
             SlideError: the slide could not be read. As after any error, gradients are then incomplete.
         """
         depth = self.network.depth
-        trained = trained_stages(self.network, stages)
+        trained = chosen_stages(self.network, stages)
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         probabilities: list[np.ndarray | None] = [None] * depth
         self.runner.begin()
@@ -122,28 +122,39 @@ class StreamingEngine:
         return StepResult(classification, reconstruction, np.stack(rows))
 
     @torch.no_grad()
-    def predict(self, view: PixelSource, *, observer: Observer | None = None) -> np.ndarray:
+    def predict(
+        self, view: PixelSource, *, observer: Observer | None = None, classifiers: Collection[int] | None = None
+    ) -> np.ndarray:
         """Class probabilities of every stage's classifier, (K, classes) float64; the last row is the final classifier's.
+
+        Args:
+            view: the slide.
+            observer: sees each stage's features and grid.
+            classifiers: numbers of the stages whose classifiers are asked, counted from 1; the others' rows are NaN. All by
+                default. Stages behind the last of them are not run.
 
         Raises:
             ConfigError: the view has not the size that the network pads to.
             SlideError: the slide could not be read.
         """
-        rows = []
+        asked = chosen_stages(self.network, classifiers)
+        rows = np.full((self.network.depth, self.network.head(self.network.depth).logits.out_features), math.nan)
         self.runner.begin()
         x, varying = self._stem(view)
-        for number in range(1, self.network.depth + 1):
-            work = self._forward(number, x, varying, needs_grid=True)
+        for number in range(1, max(asked) + 1):
+            work = self._forward(number, x, varying, needs_grid=number in asked)
             x.close()
-            if observer is not None:
-                observer(number, work.x, work.layout.whole(work.z_nc))
-            z_parts = torch.split(work.z_nc, ROWS_OF_A_PART)
-            logits = self.network.head(number)(z_parts, work.layout.counts(work.z_nc)).logits
-            rows.append(torch.softmax(logits.double(), dim=0).cpu().numpy())
+            if number in asked:
+                if observer is not None:
+                    observer(number, work.x, work.layout.whole(work.z_nc))
+                z_parts = torch.split(work.z_nc, ROWS_OF_A_PART)
+                logits = self.network.head(number)(z_parts, work.layout.counts(work.z_nc)).logits
+                rows[number - 1] = torch.softmax(logits.double(), dim=0).cpu().numpy()
+                del z_parts
             x = work.x if work.x is not None else x
-            del work, z_parts  # before the next stage makes its own weights and grid
+            del work  # before the next stage makes its own weights and grid
         x.close()
-        return np.stack(rows)
+        return rows
 
     @torch.no_grad()
     def _stem(self, view: PixelSource) -> tuple[FeatureStore, VaryingPixels]:

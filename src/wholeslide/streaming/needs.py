@@ -15,8 +15,6 @@ _LARGEST_TILE_PX = 8192
 _PX_OF_A_TILE = 64**2
 #: Tensors above this leave the cache before they are read again; each doubling of them takes about so much more time.
 _CACHED_BYTES, _COST_OF_DOUBLING = 8 * 2**20, 0.05
-#: Where no graph is kept, larger tiles would only take more memory.
-_LARGEST_FORWARD_TILE_PX = 1536
 #: Windows of another view of the same area may be so many times those of the largest.
 _MOST_HALO = 2
 _MEGAPIXEL = 1e6
@@ -155,8 +153,7 @@ class StageNeeds:
         longest = max(self.view.width, self.view.height)
         most = -(-longest // self.cost.step_px)
         sides = {self.cost.rounded(-(-longest // count)) for count in range(1, most + 1)}
-        largest = _LARGEST_TILE_PX if self.cost.graph_bytes_per_px else _LARGEST_FORWARD_TILE_PX
-        return sorted((side for side in sides if side <= max(largest, self.cost.step_px)), reverse=True)
+        return sorted((side for side in sides if side <= max(_LARGEST_TILE_PX, self.cost.step_px)), reverse=True)
 
     def _windows_px(self, side_px: int) -> int:
         tiling = self.cost.tiling(self.view, side_px)

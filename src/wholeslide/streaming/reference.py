@@ -19,7 +19,7 @@ from wholeslide.streaming.background import PixelSource
 from wholeslide.streaming.execution import Execution
 from wholeslide.streaming.grid import GridLayout
 from wholeslide.streaming.objective import StageObjective, head_dtype
-from wholeslide.streaming.step import StepResult, trained_stages
+from wholeslide.streaming.step import StepResult, chosen_stages
 
 
 class WholeEngine:
@@ -46,7 +46,7 @@ class WholeEngine:
     ) -> StepResult:
         """Forward and backward of one slide; see the streaming engine."""
         depth = self.network.depth
-        trained = trained_stages(self.network, stages)
+        trained = chosen_stages(self.network, stages)
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         rows: list[np.ndarray | None] = [None] * depth
         with torch.no_grad():

@@ -30,8 +30,8 @@ class StepResult:
 Observer = Callable[[int, FeatureStore | None, Tensor], None]
 
 
-def trained_stages(network: LocalNetwork, stages: Collection[int] | None) -> set[int]:
-    """The numbers of the stages that a step trains.
+def chosen_stages(network: LocalNetwork, stages: Collection[int] | None) -> set[int]:
+    """The numbers of the stages that are chosen, of all by default.
 
     Raises:
         ConfigError: there are none, or the network has no such stage.

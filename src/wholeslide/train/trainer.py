@@ -98,7 +98,7 @@ class Trainer:
         watch.before_leaving = self.save
 
     @property
-    def trained_stages(self) -> list[int]:
+    def chosen_stages(self) -> list[int]:
         """The stages being trained, from 1."""
         return [self.state.stage] if self.state.stage else list(range(1, self.network.depth + 1))
 
@@ -259,7 +259,7 @@ class Trainer:
         return row | _by_stage("reconstruction_loss", result.reconstruction_losses)
 
     def _check_losses(self, entry: Entry, result: StepResult) -> None:
-        for stage in self.trained_stages:
+        for stage in self.chosen_stages:
             losses = [result.classification_losses[stage - 1]]
             if self.network.decoder(stage) is not None:
                 losses.append(result.reconstruction_losses[stage - 1])
@@ -267,7 +267,7 @@ class Trainer:
                 raise self._not_finite("the loss", entry.file, stage)
 
     def _check_gradients(self, group: Sequence[TrainedSlide]) -> None:
-        for stage in self.trained_stages:
+        for stage in self.chosen_stages:
             parameters = [*self.network.backbone_parameters(stage), *self.network.head_parameters(stage)]
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if not bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
