@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder, or at a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from wholeslide.errors import RunError
-from wholeslide.slides.lock import LOCK_NAME, alone_in
+from wholeslide.slides.lock import LOCK_NAME, alone_in, alone_on, lock_open_file
 
 CHILD = """
 import sys, time
@@ -39,6 +39,27 @@ def test_a_second_one_is_refused_until_the_first_has_ended(tmp_path: Path) -> No
     with alone_in(folder):
         pass
     assert not list(folder.iterdir()), "nothing is left"
+
+
+def test_a_file_has_a_lock_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "out.csv"
+    with alone_on(file), alone_on(file.with_name("other.csv")):
+        with pytest.raises(RunError) as caught, alone_on(file):
+            pytest.fail("two at once")
+        assert not file.exists()
+    assert str(caught.value) == (
+        f"another process is writing this file ({file}): wait until it has ended, or give another --out"
+    )
+    assert not list(file.parent.iterdir()), "nothing is left"
+
+
+def test_a_file_that_is_open_is_locked_until_it_is_closed(tmp_path: Path) -> None:
+    with (tmp_path / "out.csv").open("wb") as one, (tmp_path / "out.csv").open("ab") as other:
+        lock_open_file(one.fileno(), tmp_path / "out.csv")
+        with pytest.raises(RunError, match=r"another process is writing this file \(.*out\.csv\): wait until"):
+            lock_open_file(other.fileno(), tmp_path / "out.csv")
+        one.close()
+        lock_open_file(other.fileno(), tmp_path / "out.csv")
 
 
 def test_a_failure_in_the_block_frees_the_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes into."""
+"""A folder, or a file, that one process at a time writes into."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 LOCK_NAME = ".lock"
 HELD = (errno.EAGAIN, errno.EACCES)
 UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+FILE_IS_TAKEN = "another process is writing this file"
 
 
 @contextmanager
@@ -30,26 +31,51 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another process is in a block of the same folder, or the folder cannot be written.
     """
-    path = folder / LOCK_NAME
+    with _alone(folder / LOCK_NAME, guarded=folder, what="another process is writing into this folder"):
+        yield
+
+
+@contextmanager
+def alone_on(file: Path) -> Iterator[None]:
+    """Keep other processes from a file for a block, by a lock on ``<file>.lock``, as :func:`alone_in` does.
+
+    Raises:
+        RunError: another process is in a block of the same file, or the folder cannot be written.
+    """
+    with _alone(file.with_name(f"{file.name}.lock"), guarded=file, what=FILE_IS_TAKEN):
+        yield
+
+
+def lock_open_file(handle: int, path: Path) -> None:
+    """Lock a file that is open for writing until it is closed, or the process ends.
+
+    Raises:
+        RunError: another process has locked it.
+    """
+    _lock(handle, path, FILE_IS_TAKEN)
+
+
+@contextmanager
+def _alone(lock: Path, *, guarded: Path, what: str) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = _locked(path)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = _locked(lock, guarded, what)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(guarded, error) from error
     try:
         yield
     finally:
         with suppress(OSError):  # removed while it is locked: who waits for it sees that it is gone
-            path.unlink()
+            lock.unlink()
         os.close(handle)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, guarded: Path, what: str) -> int:
     """An open, locked handle of a file that is still there."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(handle, path)
+            _lock(handle, guarded, what)
         except BaseException:
             os.close(handle)
             raise
@@ -58,16 +84,14 @@ def _locked(path: Path) -> int:
         os.close(handle)  # the process before removed it between our opening and our locking
 
 
-def _lock(handle: int, path: Path) -> None:
+def _lock(handle: int, guarded: Path, what: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in HELD:
             raise RunError.single(
-                "another process is writing into this folder",
-                where=str(path.parent),
-                remedy="wait until it has ended, or give another --out",
+                what, where=str(guarded), remedy="wait until it has ended, or give another --out"
             ) from None
         if error.errno not in UNSUPPORTED:
             raise
-        logger.warning("%s: this file system has no locks; see that no other process writes there", path.parent)
+        logger.warning("%s: this file system has no locks; see that no other process writes there", guarded)
