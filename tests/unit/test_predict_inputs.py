@@ -4,10 +4,12 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from wholeslide.errors import CohortError
-from wholeslide.predict.inputs import find_inputs
+from wholeslide.predict.inputs import file_bytes, find_inputs, shares
 
 
 @pytest.fixture
@@ -71,3 +73,26 @@ def test_nothing_that_exists(tmp_path: Path) -> None:
     found = find_inputs([tmp_path / "a.svs"])
     assert found.table.empty
     assert len(found.missing) == 1
+
+
+def test_what_is_not_there_comes_first_and_once(slides: Path) -> None:
+    found = find_inputs([slides / "a.png", slides / "x.svs", slides / "y.svs", slides / "x.svs"])
+    assert list(found.all["file"]) == [str(slides / name) for name in ("x.svs", "y.svs", "a.png")]
+    assert list(found.all["slide"])[:2] == ["", ""]
+
+
+@given(st.lists(st.integers(0, 10**6)), st.integers(1, 9))
+def test_each_slide_is_in_one_share_and_no_share_is_much_larger(sizes: list[int], count: int) -> None:
+    """The best dealing takes at least the mean and the largest slide; Graham's bound is on it, this one is weaker."""
+    dealt = shares(sizes, count)
+    assert sorted(position for share in dealt for position in share) == list(range(len(sizes)))
+    assert all(share == sorted(share) for share in dealt)
+    loads = [sum(sizes[position] for position in share) for share in dealt]
+    assert max(loads) <= sum(sizes) / count + max(sizes, default=0)
+
+
+def test_slides_of_unknown_size_are_dealt_in_turn(slides: Path) -> None:
+    assert file_bytes(slides / "nowhere.svs") == 0 < file_bytes(slides / "a.png")
+    assert shares([0] * 5, 2) == [[0, 2, 4], [1, 3]]
+    assert shares([1, 1, 8], 2) == [[2], [0, 1]]
+    assert shares([], 2) == [[], []]
