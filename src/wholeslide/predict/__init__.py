@@ -2,5 +2,6 @@
 
 from wholeslide.predict.evaluation import evaluate_run
 from wholeslide.predict.new_slides import PredictResult, predict
+from wholeslide.predict.ranks import FailedElsewhereError
 
-__all__ = ["PredictResult", "evaluate_run", "predict"]
+__all__ = ["FailedElsewhereError", "PredictResult", "evaluate_run", "predict"]
