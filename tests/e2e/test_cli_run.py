@@ -288,4 +288,4 @@ def test_a_folder_that_may_not_be_written(folder: Path, tmp_path: Path) -> None:
         errors = refused("predict", folder / "run", folder / "s0.png", "--out", tmp_path / "new.csv", "--quiet")
     finally:
         tmp_path.chmod(0o700)
-    assert errors[0].startswith("permission denied (")
+    assert errors[0].startswith("cannot be written: Permission denied (")

@@ -9,7 +9,7 @@ from pathlib import Path
 from wholeslide.cli.command import Command
 from wholeslide.cli.failures import MENDABLE, write_problem
 from wholeslide.cli.output import write, write_csv_line
-from wholeslide.errors import ConfigError, Problem
+from wholeslide.errors import ConfigError, Problem, too_small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,19 @@ class PredictArguments:
     Args:
         run: The run directory.
         inputs: Slides, folders that are searched for slides, and manifests (CSV, no labels needed).
-        out: CSV with a row a slide, written as each is known, and beside it a file for --resume that says what it was
-            made with; left out: the rows go to stdout.
+        out: CSV with a row a slide, added as each is known, and in the end in the order of the inputs; beside it a file
+            for --resume that says what it was made with. Several processes keep their rows in OUT.rows until the end.
+            Left out: the rows go to stdout.
         slides: Folder of the slides that a manifest names; left out: the manifest's own folder.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
-        memory: Most memory to use, as 8GiB; left out: as in training.
-        devices: Number of devices.
-        resume: Go on with the file in out: slides that it has are skipped, its errors are tried again. Refused where it
-            was made with another checkpoint or other options.
+        memory: Most memory that each process may use, as 8GiB: several on one machine take as many times that. Left out:
+            as in training.
+        devices: Number of processes on this machine that share the slides, each with a GPU of its own where there are
+            any; left out: 1, or as many as torchrun or srun have started.
+        nodes: Number of machines, on each of which this is started, with the environment variables NODE_RANK (0, 1, ...),
+            MASTER_ADDR and MASTER_PORT; left out: 1, or as many as torchrun or srun use.
+        resume: Go on with the file in out: slides that it has are skipped, its errors are tried again, whatever the number
+            of processes was and is. Refused where it was made with another checkpoint or other options.
         quiet: No progress bar.
     """
 
@@ -36,36 +41,47 @@ class PredictArguments:
     slides: Path | None = None
     mpp_override: float | None = None
     memory: str | None = None
-    devices: int = 1
+    devices: int | None = None
+    nodes: int | None = None
     resume: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.devices != 1:
-            remedy = "leave it at 1, and run one `wholeslide predict` a device on a part of the slides"
-            problems.append(Problem(f"predicting on {self.devices} devices is not supported", "--devices", remedy))
+        problems = too_small(self, {"devices": 1, "nodes": 1})
         if self.resume and self.out is None:
             problems.append(Problem("nothing to resume", "--resume", "name the file to go on with by --out"))
+        if self.out is None and max(self.devices or 1, self.nodes or 1) > 1:
+            what, remedy = "the rows of several processes would mix on stdout", "name a file for them"
+            problems.append(Problem(what, "--out", remedy))
         if problems:
             raise ConfigError(problems)
 
 
 def run(arguments: PredictArguments) -> int:
-    """Predict; 2 where a slide could not be read."""
-    from wholeslide.predict import predict
+    """Predict; 2 where a slide could not be read, whichever of several processes met it: rank 0 tells for all.
 
-    result = predict(
-        arguments.run,
-        arguments.inputs,
-        out=arguments.out,
-        slides=arguments.slides,
-        mpp_override=arguments.mpp_override,
-        memory=arguments.memory,
-        resume=arguments.resume,
-        on_row=_Rows(to_stdout=arguments.out is None).show,
-        quiet=arguments.quiet,
-    )
+    A process that did its part ends with 0: those who start processes end all of them where one fails.
+    """
+    from wholeslide.predict import FailedElsewhereError, predict
+
+    try:
+        result = predict(
+            arguments.run,
+            arguments.inputs,
+            out=arguments.out,
+            slides=arguments.slides,
+            mpp_override=arguments.mpp_override,
+            memory=arguments.memory,
+            devices=arguments.devices,
+            nodes=arguments.nodes,
+            resume=arguments.resume,
+            on_row=_Rows(to_stdout=arguments.out is None).show,
+            quiet=arguments.quiet,
+        )
+    except FailedElsewhereError:
+        return 0
+    if result.rank > 0:
+        return 0
     if arguments.out is not None:
         good, failed = len(result.rows) - len(result.failed), len(result.failed)
         before = f", {result.skipped} before" if result.skipped else ""

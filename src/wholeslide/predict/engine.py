@@ -16,6 +16,7 @@ from wholeslide.slides.opening import open_slide
 from wholeslide.slides.scale import resolve_l0_mpp, working_sampling
 from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import NotEnoughMemoryError, gib, make_plan
 from wholeslide.train.run import Run
 from wholeslide.train.setup import prefetch_limit
@@ -25,10 +26,22 @@ USUAL = Size(10_000, 10_000)
 """What is planned for where no slide's size can be told."""
 
 
-def trained_engine(
-    run: Run, slides: Iterable[Entry], slide_config: SlideConfig, *, memory: str | None = None
-) -> StreamingEngine:
-    """The best checkpoint of a run, with the run's own plan or, for a given ``memory``, a plan for these slides.
+def trained_engine(run: Run, plan: Plan, device: torch.device) -> StreamingEngine:
+    """The best checkpoint of a run, with a plan that `plan_for` made.
+
+    Raises:
+        RunError: there is no checkpoint, or it is damaged.
+    """
+    folder = run.config.store_dir
+    if folder is not None and not folder.is_dir():
+        folder = None  # another machine than the one it was trained on
+    return StreamingEngine(run.load_network("best").to(device), plan, device, store_folder=folder)
+
+
+def plan_for(
+    run: Run, slides: Iterable[Entry], slide_config: SlideConfig, device: torch.device, *, memory: str | None = None
+) -> Plan:
+    """The run's own plan or, for a given ``memory``, a plan for the largest of these slides.
 
     The precision is the run's in both cases.
 
@@ -36,19 +49,13 @@ def trained_engine(
         RunError: there is no checkpoint, or it is damaged.
         ConfigError: nothing fits into ``memory``.
     """
-    network = run.load_network("best")
-    device = device_of(run.config.accelerator)
-    network.to(device)
-    folder = run.config.store_dir
-    if folder is not None and not folder.is_dir():
-        folder = None  # another machine than the one it was trained on
     if memory is None:
-        return StreamingEngine(network, run.plan, device, store_folder=folder)
+        return run.plan
     store, precision = run.config.store, run.plan.execution.precision
     config = StreamingConfig(memory=memory, store=store, precision=precision)
     file, largest = largest_slide(slides, slide_config)
     try:
-        plan = make_plan(network, largest, config, device, training=False)
+        return make_plan(run.load_network("best").to(device), largest, config, device, training=False)
     except NotEnoughMemoryError as error:
         needed = gib(error.needed_bytes)
         raise ConfigError.single(
@@ -56,7 +63,6 @@ def trained_engine(
             where=f"{file}, --memory {memory}",
             remedy=f"give at least {needed}",
         ) from error
-    return StreamingEngine(network, plan, device, store_folder=folder)
 
 
 def prefetch_bytes(run: Run, engine: StreamingEngine, memory: str | None) -> int:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from wholeslide.errors import Problem, RunError, SlideError, WholeslideError
 from wholeslide.metrics import METRICS, aggregate, evaluate
-from wholeslide.predict.engine import prefetch_bytes, trained_engine
+from wholeslide.predict.engine import device_of, plan_for, prefetch_bytes, trained_engine
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 from wholeslide.train.inference import predict_slides
 from wholeslide.train.progress import progress_bar
@@ -59,7 +59,8 @@ def evaluate_run(
             f"no slide is in the split {split!r}", where=str(run_dir / "cohort.csv"), remedy="use --split test or valid"
         )
     _check_writable(run)
-    engine = trained_engine(run, entries(table), run.slide_config, memory=memory)
+    device = device_of(run.config.accelerator)
+    engine = trained_engine(run, plan_for(run, entries(table), run.slide_config, device, memory=memory), device)
     problems: list[Problem] = []
 
     def note(entry: Entry, error: WholeslideError) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from wholeslide.errors import Problem, WholeslideError
-from wholeslide.predict.engine import prefetch_bytes, trained_engine
-from wholeslide.predict.inputs import Inputs, find_inputs
-from wholeslide.predict.output import MadeWith, PredictionOutput
+from wholeslide.errors import ConfigError, Problem, WholeslideError
+from wholeslide.predict.engine import device_of, plan_for, prefetch_bytes, trained_engine
+from wholeslide.predict.inputs import file_bytes, find_inputs, shares
+from wholeslide.predict.output import MadeWith, PredictionOutput, row_writer
+from wholeslide.predict.ranks import Ranks, device_of_rank, start_ranks
 from wholeslide.predict.table import Row, columns_of
 from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.lock import alone_on
 from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.plan import Plan
 from wholeslide.train.inference import iterate_predictions
 from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
 from wholeslide.train.run import Run
@@ -26,24 +31,71 @@ from wholeslide.train.views import Entry, entries
 
 logger = logging.getLogger(__name__)
 
+OnRow = Callable[[Row, Sequence[str], tuple[Problem, ...]], None]
+
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What `predict` found.
+    """What `predict` found, in all the processes that took part.
 
-    ``rows`` has the columns ``file, slide, patient, prediction, prob_<class>…, error``, a row a slide of this call;
-    a slide that could not be read has only its names and its ``error``. ``errors`` are those slides' problems.
-    ``skipped`` counts the slides that had a prediction before.
+    ``rows`` has the columns ``file, slide, patient, prediction, prob_<class>…, error``, a row a slide of this call, in the
+    order of the inputs (what is not there first); a slide that could not be read has only its names and its ``error``.
+    ``errors`` are those slides' problems. ``skipped`` counts the slides that had a prediction before. ``rank`` is this
+    process's: the one of rank 0 tells the user.
     """
 
     rows: pd.DataFrame
     errors: tuple[Problem, ...]
     skipped: int = 0
+    rank: int = 0
 
     @property
     def failed(self) -> pd.DataFrame:
         """The rows of the slides that could not be read."""
         return self.rows[self.rows["error"] != ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What `predict` was asked for, see there."""
+
+    run_dir: Path
+    inputs: tuple[Path, ...]
+    out: Path | None
+    slides: Path | None
+    mpp_override: float | None
+    memory: str | None
+    resume: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What there is to do. ``asked`` are the slides in the order of the inputs, by the names that they have in the table.
+
+    Slides are told by their positions in ``asked``: ``missing`` are not there, ``shares`` are to be predicted, by rank; the
+    others are done.
+    """
+
+    run: Run
+    slide_config: SlideConfig
+    plan: Plan
+    asked: pd.DataFrame
+    missing: dict[int, tuple[Problem, ...]]
+    shares: list[list[int]]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return columns_of(self.run.classes)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A slide's row, its ``position`` in the inputs, its problems, and a note for the progress bar."""
+
+    position: int
+    row: Row
+    problems: tuple[Problem, ...] = ()
+    note: str = ""
 
 
 def predict(
@@ -54,58 +106,139 @@ def predict(
     slides: Path | None = None,
     mpp_override: float | None = None,
     memory: str | None = None,
+    devices: int | None = None,
+    nodes: int | None = None,
     resume: bool = False,
-    on_row: Callable[[Row, Sequence[str], tuple[Problem, ...]], None] | None = None,
+    on_row: OnRow | None = None,
     quiet: bool = True,
 ) -> PredictResult:
     """Classify slides with the best checkpoint of a run, read as the run's own slides were.
 
+    Several processes share the slides where ``devices`` or ``nodes`` say so, or ``torchrun`` or ``srun`` started several.
+    Those that nobody started begin by running this script again.
+
     Args:
         run_dir: The run.
         inputs: Slides, folders that are searched for slides, and manifests without need of labels.
-        out: CSV that gets each row as soon as it is known; it is whole at every moment. What it was made with is kept
+        out: CSV that gets each row as soon as it is known, whatever happens then; in the end, the rows are in the order of
+            the inputs. Several processes keep a file each in ``<out>.rows`` until then. What it was made with is kept
             beside it, in ``<out>.made-with.json``.
         slides: Folder of the slides that manifests name; left out: each manifest's own folder.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
-        memory: Most memory to use, as ``"8GiB"``; left out: the run's own plan.
+        memory: Most memory that a process may use, as ``"8GiB"``; left out: the run's own plan.
+        devices: Processes on this machine, each with a device of its own; left out: one, or as many as were started.
+        nodes: Machines; left out: likewise.
         resume: Go on with ``out``: what has a prediction there is skipped, what had an error is tried again. Slides are
             told apart by their paths.
-        on_row: Is given each row, the table's columns and the row's problems.
+        on_row: Is given each row of this process, the table's columns and the row's problems.
         quiet: No progress bar.
 
     Raises:
-        RunError: no such run or checkpoint; ``out`` exists, or is full, or was not made with the same.
+        RunError: no such run or checkpoint; ``out`` exists, is full, being written, or was not made with the same; another
+            process has ended too early.
         CohortError: a manifest that cannot be used; nothing to predict.
-        ConfigError: ``mpp_override`` is no scale; nothing fits into ``memory``.
+        ConfigError: ``mpp_override`` is no scale; nothing fits into ``memory``; several processes, and no ``out``; fewer
+            devices than processes, or other numbers than were started.
+        FailedElsewhereError: the process of rank 0 raises one of these.
     """
-    run = Run.open(run_dir)
+    ranks = start_ranks(devices, nodes)
+    request = _Request(
+        run_dir=run_dir,
+        inputs=tuple(inputs),
+        out=out,
+        slides=slides,
+        mpp_override=mpp_override,
+        memory=memory,
+        resume=resume,
+    )
+    return _predict(request, ranks, on_row, quiet=quiet)
+
+
+def _predict(request: _Request, ranks: Ranks, on_row: OnRow | None, *, quiet: bool) -> PredictResult:
+    """What each of the processes does; they meet wherever ``ranks`` is asked."""
+    with ExitStack() as held:
+        task, output = ranks.from_main(partial(_prepare, request, ranks.count, held))
+        engine = ranks.together(partial(_engine, task, ranks))
+        if output is not None:
+            ranks.from_main(output.begin)
+        share = ranks.together(partial(_predict_share, request, task, engine, ranks, on_row, quiet=quiet))
+        found = sorted((one for part in ranks.gather(share) for one in part), key=lambda one: one.position)
+        if output is not None:
+            ranks.from_main(partial(output.finish, _all_rows(task, output, found)))
+    return _result(task, found, ranks.rank)
+
+
+def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task, PredictionOutput | None]:
+    """All that is read and checked before the first slide, in one process for all; ``held`` gets the output's lock."""
+    if request.out is None and processes > 1:
+        what, remedy = "the rows of several processes would mix on stdout", "name a file for them"
+        raise ConfigError.single(what, where="--out", remedy=remedy)
+    run = Run.open(request.run_dir)
     slide_config = run.slide_config
-    if mpp_override is not None:
-        slide_config = dataclasses.replace(slide_config, mpp_override=mpp_override)
-    columns = columns_of(run.classes)
-    found = find_inputs(inputs, slides=slides)
-    _warn_of_scales(entries(found.table), slide_config)
-    output, named = None, len(found.table)
-    if out is not None:
-        output = PredictionOutput.open(out, columns, MadeWith.of(run, slide_config), resume=resume)
-        found = dataclasses.replace(found, table=output.lacking(found.table))
-    engine = trained_engine(run, entries(found.table), slide_config, memory=memory) if len(found.table) else None
-    ahead_bytes = prefetch_bytes(run, engine, memory) if engine is not None else 0
-    if output is not None:
-        output.begin()
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    count = len(found.table) + len(found.missing)
-    with progress_bar("predict", count, quiet=quiet) as progress:
-        for row, its_problems, note in _predictions(found, engine, slide_config, run, ahead_bytes):
-            rows.append(row)
-            problems += its_problems
-            if output is not None:
-                output.add(row)
+    if request.mpp_override is not None:
+        slide_config = dataclasses.replace(slide_config, mpp_override=request.mpp_override)
+    found = find_inputs(request.inputs, slides=request.slides)
+    slides = entries(found.table)
+    _warn_of_scales(slides, slide_config)
+    asked, done, output = found.all, set[str](), None
+    if request.out is not None:
+        made_with = MadeWith.of(run, slide_config)
+        held.enter_context(alone_on(request.out))
+        output = PredictionOutput.open(request.out, columns_of(run.classes), made_with, resume=request.resume)
+        asked, done = output.named(asked), set(output.done)
+    lacking = [position for position, file in enumerate(asked["file"]) if file not in done]
+    missing = {position: found.missing[position][1].problems for position in lacking if position < len(found.missing)}
+    todo = [position for position in lacking if position not in missing]
+    plan = run.plan
+    if todo:
+        # For all the slides, also those that are done, so that a resumed run computes as one that was not interrupted.
+        plan = plan_for(run, slides, slide_config, device_of(run.config.accelerator), memory=request.memory)
+    dealt = shares([file_bytes(Path(asked["path"][position])) for position in todo], processes)
+    task = _Task(
+        run=run,
+        slide_config=slide_config,
+        plan=plan,
+        asked=asked,
+        missing=missing,
+        shares=[[todo[index] for index in share] for share in dealt],
+    )
+    return task, output
+
+
+def _engine(task: _Task, ranks: Ranks) -> StreamingEngine | None:
+    """This process's engine, if it has slides to predict."""
+    if not task.shares[ranks.rank]:
+        return None
+    return trained_engine(task.run, task.plan, device_of_rank(device_of(task.run.config.accelerator), ranks))
+
+
+def _predict_share(
+    request: _Request,
+    task: _Task,
+    engine: StreamingEngine | None,
+    ranks: Ranks,
+    on_row: OnRow | None,
+    *,
+    quiet: bool,
+) -> list[_Found]:
+    """Predict this process's slides, and keep their rows."""
+    count = len(task.shares[ranks.rank]) + (len(task.missing) if ranks.is_main else 0)
+    name = "predict" if ranks.count == 1 else f"predict, rank 0 of {ranks.count}"
+    found: list[_Found] = []
+    with ExitStack() as held:
+        writer = None
+        if request.out is not None:
+            place = row_writer(request.out, task.columns, rank=ranks.rank, processes=ranks.count)
+            writer = held.enter_context(place)
+        progress = held.enter_context(progress_bar(name, count, quiet=quiet or not ranks.is_main))
+        for one in _predictions(request, task, engine, ranks.rank):
+            found.append(one)
+            if writer is not None:
+                writer.add(one.row)
             if on_row is not None:
-                on_row(row, columns, its_problems)
-            progress.advance(note)
-    return PredictResult(pd.DataFrame(rows, columns=list(columns)), tuple(problems), named - len(found.table))
+                on_row(one.row, task.columns, one.problems)
+            progress.advance(one.note)
+    return found
 
 
 def _warn_of_scales(slides: Sequence[Entry], config: SlideConfig) -> None:
@@ -116,42 +249,59 @@ def _warn_of_scales(slides: Sequence[Entry], config: SlideConfig) -> None:
             logger.warning("%s", oddity)
 
 
-def _predictions(
-    found: Inputs, engine: StreamingEngine | None, slide_config: SlideConfig, run: Run, ahead_bytes: int
-) -> Iterator[tuple[Row, tuple[Problem, ...], str]]:
-    """Each slide's row, its problems and a note for the progress bar: in order, what is missing first."""
-    for file, error in found.missing:
-        yield {"file": file, "error": _one_line(error)}, error.problems, ""
+def _predictions(request: _Request, task: _Task, engine: StreamingEngine | None, rank: int) -> Iterator[_Found]:
+    """What there is to tell of each slide of a share, in order; what is missing is told by rank 0, first."""
+    asked, run = task.asked, task.run
+    for position, problems in task.missing.items() if rank == 0 else ():
+        yield _Found(position, {"file": asked["file"][position], "error": _one_line(problems)}, problems)
     if engine is None:
         return
-    failed: list[tuple[Entry, WholeslideError]] = []
+    slides = asked.iloc[task.shares[rank]]
+    position_of = dict(zip(entries(slides), task.shares[rank], strict=True))
+    failed: list[_Found] = []
+
+    def note(entry: Entry, error: WholeslideError) -> None:
+        failed.append(_Found(position_of[entry], _names(entry) | {"error": _one_line(error.problems)}, error.problems))
+
     predictions = iterate_predictions(
         engine,
-        found.table,
-        slide_config,
+        slides,
+        task.slide_config,
         cache=run.config.cache,
-        on_error=lambda entry, error: failed.append((entry, error)),
-        prefetch_bytes=ahead_bytes,
+        on_error=note,
+        prefetch_bytes=prefetch_bytes(run, engine, request.memory),
     )
     for prediction in predictions:
-        yield from _failures(failed)
+        yield from _taken(failed)
         final = prediction.probabilities[-1]
         row: dict[str, object] = _names(prediction.entry)
         row["prediction"] = run.classes[int(np.argmax(final))]
         row |= {f"prob_{name}": float(value) for name, value in zip(run.classes, final, strict=True)}
-        yield row | {"error": ""}, (), slide_note(prediction.seconds, memory_bytes(engine.device))
-    yield from _failures(failed)
+        used = slide_note(prediction.seconds, memory_bytes(engine.device))
+        yield _Found(position_of[prediction.entry], row | {"error": ""}, note=used)
+    yield from _taken(failed)
 
 
-def _failures(failed: list[tuple[Entry, WholeslideError]]) -> Iterator[tuple[Row, tuple[Problem, ...], str]]:
+def _taken(failed: list[_Found]) -> Iterator[_Found]:
     while failed:
-        entry, error = failed.pop(0)
-        yield _names(entry) | {"error": _one_line(error)}, error.problems, ""
+        yield failed.pop(0)
+
+
+def _result(task: _Task, found: Sequence[_Found], rank: int) -> PredictResult:
+    rows = pd.DataFrame([one.row for one in found], columns=list(task.columns))
+    problems = tuple(problem for one in found for problem in one.problems)
+    return PredictResult(rows, problems, len(task.asked) - len(found), rank)
+
+
+def _all_rows(task: _Task, output: PredictionOutput, found: Sequence[_Found]) -> list[Row]:
+    """A row for each slide that was asked for, in order: what was found now, and what was known before."""
+    known, rows = output.done, {one.position: one.row for one in found}
+    return [rows[position] if position in rows else known[file] for position, file in enumerate(task.asked["file"])]
 
 
 def _names(entry: Entry) -> dict[str, object]:
     return {"file": entry.file, "slide": entry.slide, "patient": entry.patient}
 
 
-def _one_line(error: WholeslideError) -> str:
-    return "; ".join(" ".join(str(problem).split()) for problem in error.problems)
+def _one_line(problems: Sequence[Problem]) -> str:
+    return "; ".join(" ".join(str(problem).split()) for problem in problems)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from wholeslide.errors import Problem, RunError, option
-from wholeslide.predict.table import PredictionTable, Row
+from wholeslide.predict.table import Row, RowWriter, read_rows, write_rows
 from wholeslide.slides.config import SlideConfig
 from wholeslide.train.checkpoint import check_format, disk_errors, write_atomically
 from wholeslide.train.run import Run
@@ -38,27 +39,58 @@ class MadeWith:
 
 
 class PredictionOutput:
-    """``table`` and its record: ``made_with``, and in ``slides`` the path, links followed, of every file it names."""
+    """A table of predictions at ``path`` and its record, as one process, and only one, holds them.
 
-    def __init__(self, table: PredictionTable, made_with: MadeWith, slides: dict[str, str]) -> None:
-        self.table = table
+    ``rows`` are the predictions that were known before. ``slides`` has the path, links followed, of every file that the
+    table names. From `begin` to `finish` the rows that come are added by `row_writer`, and stand where it says; `finish`
+    puts them into their final order.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        made_with: MadeWith,
+        rows: list[dict[str, str]],
+        slides: dict[str, str],
+    ) -> None:
+        self.path = path
+        self.columns = tuple(columns)
         self.made_with = made_with
+        self.rows = rows
         self.slides = slides
 
     @classmethod
     def open(cls, path: Path, columns: Sequence[str], made_with: MadeWith, *, resume: bool) -> PredictionOutput:
         """A new table, or with ``resume`` the one that is there; nothing is written yet.
 
-        Raises:
-            RunError: the file exists and is not resumed; it is no such table, or was not made with the same.
-        """
-        if not resume or not path.exists():
-            return cls(PredictionTable.create(path, columns), made_with, {})
-        table = PredictionTable.resume(path, columns)
-        return cls(table, made_with, _recorded_slides(table, made_with))
+        A table that was left unfinished includes the rows of all the processes that wrote it, however many they were.
+        Slides that could not be read are dropped, to be tried again.
 
-    def lacking(self, slides: pd.DataFrame) -> pd.DataFrame:
-        """The slides that have no prediction yet; the others are told by their paths, not by their names.
+        Raises:
+            RunError: the file exists and is not resumed; it is no such table, or was not made with the same; a process
+                still adds to it.
+        """
+        found = [*([path] if path.exists() else []), *_unfinished(path)]
+        if not found:
+            return cls(path, columns, made_with, [], {})
+        if not resume:
+            raise RunError.single(
+                "the file exists", where=str(found[0]), remedy="add --resume to go on with it, or give another --out"
+            )
+        for part in _unfinished(path):
+            RowWriter(part, columns).close()  # refused while a process that outlived the others adds to it
+        rows = {row["file"]: row for part in found for row in read_rows(part, columns) if not row["error"]}
+        slides = _recorded_slides(path, made_with, rows.keys())
+        return cls(path, columns, made_with, list(rows.values()), slides)
+
+    @property
+    def done(self) -> dict[str, dict[str, str]]:
+        """The predictions known before, by file."""
+        return {row["file"]: row for row in self.rows}
+
+    def named(self, slides: pd.DataFrame) -> pd.DataFrame:
+        """The slides by the names that they have in the table: they are told apart by their paths.
 
         A slide that the table knows keeps the name that it has there. One whose name is another's there is named by
         its path.
@@ -70,29 +102,62 @@ class PredictionOutput:
             for file, path in zip(slides["file"], paths, strict=True)
         ]
         self.slides |= dict(zip(names, paths, strict=True))
-        named = slides.assign(file=pd.Series(names, index=slides.index, dtype=object))
-        return named[~named["file"].isin(self.table.done)].reset_index(drop=True)
+        return slides.assign(file=pd.Series(names, index=slides.index, dtype=object))
 
     def begin(self) -> None:
-        """Write the record, then the table as it is.
+        """Write the record, then the table as it is known.
 
         Raises:
             RunError: the disk is full.
         """
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.made_with), "slides": self.slides}
-        path = record_path(self.table.path)
+        path = record_path(self.path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(content, indent=2).encode())
-        self.table.write()
+        self._write(self.rows)
 
-    def add(self, row: Row) -> None:
-        """Write one more row.
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Write the table with these rows in this order, behind those of slides that nobody asked for this time.
 
         Raises:
-            RunError: the disk is full; the rows before are still there.
+            RunError: the disk is full; every row is still where it was added.
         """
-        self.table.add(row)
+        asked = {row["file"] for row in rows}
+        self._write([*(row for row in self.rows if row["file"] not in asked), *rows])
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        """The table first: whatever moment a kill strikes, each row is in it or beside it, or in both."""
+        write_rows(self.path, self.columns, rows)
+        folder = _rows_folder(self.path)
+        for part in [*_unfinished(self.path), *folder.glob("*.csv.part")]:
+            part.unlink()
+        with suppress(OSError):  # there is none, or another's file is in it
+            folder.rmdir()
+
+
+@contextmanager
+def row_writer(table: Path, columns: Sequence[str], *, rank: int, processes: int) -> Iterator[RowWriter]:
+    """Where a process adds its rows: one alone to the table itself, each of several to ``<table>.rows/<rank>.csv``.
+
+    Raises:
+        RunError: another process is adding to it; the disk is full.
+    """
+    path = table
+    if processes > 1:
+        path = _rows_folder(table) / f"{rank}.csv"
+        write_rows(path, columns, [])
+    with closing(RowWriter(path, columns)) as writer:
+        yield writer
+
+
+def _rows_folder(table: Path) -> Path:
+    return table.with_name(f"{table.name}.rows")
+
+
+def _unfinished(table: Path) -> list[Path]:
+    """The files that several processes left, each with its own rows."""
+    return sorted(_rows_folder(table).glob("*.csv"))
 
 
 def record_path(table: Path) -> Path:
@@ -100,17 +165,17 @@ def record_path(table: Path) -> Path:
     return table.with_name(f"{table.name}.made-with.json")
 
 
-def _recorded_slides(table: PredictionTable, made_with: MadeWith) -> dict[str, str]:
-    """The slides of a table that was made with the same.
+def _recorded_slides(table: Path, made_with: MadeWith, files: Collection[str]) -> dict[str, str]:
+    """The slides of a table with predictions for ``files`` that was made with the same.
 
     Raises:
         RunError: it was not, or there is no telling.
     """
-    path = record_path(table.path)
+    path = record_path(table)
     if not path.exists():
         raise RunError.single(
             "nothing tells what the predictions in this file were made with",
-            where=str(table.path),
+            where=str(table),
             remedy=f"put {path.name} back beside it, or give another --out",
         )
     try:
@@ -120,10 +185,10 @@ def _recorded_slides(table: PredictionTable, made_with: MadeWith) -> dict[str, s
         slides = {str(file): str(slide) for file, slide in values["slides"].items()}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise _not_its_record(path) from error
-    problems = _differences(recorded, made_with, table.path)
+    problems = _differences(recorded, made_with, table)
     if problems:
         raise RunError(problems)
-    if table.done - slides.keys():
+    if set(files) - slides.keys():
         raise _not_its_record(path)
     return slides
 

@@ -1,13 +1,15 @@
-"""The table of predictions that is written row by row, whole at every moment."""
+"""Tables of predictions as CSV: read, written whole, and grown row by row."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from wholeslide.errors import RunError
+from wholeslide.slides.lock import lock_open_file
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 
 Row = Mapping[str, object]
@@ -27,78 +29,99 @@ def csv_line(values: Sequence[object]) -> str:
     return text.getvalue()
 
 
-class PredictionTable:
-    """A CSV file that grows by one row at a time.
+def row_bytes(row: Row, columns: Sequence[str]) -> bytes:
+    """A row of a table; columns that it lacks are empty."""
+    return _encoded(csv_line([_text(row.get(name, "")) for name in columns]))
 
-    Each row replaces the file by one that is a row longer, written beside it and renamed: if the process is killed
-    or the disk fills up, the file is still there, with whole rows.
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Replace a table; whoever reads it sees the old or the new one, whole.
+
+    Raises:
+        RunError: the disk is full, and the file is as it was.
+    """
+    content = _encoded(csv_line(columns)) + b"".join(row_bytes(row, columns) for row in rows)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table, without a last one that a kill cut off.
+
+    Raises:
+        RunError: it is not a table with these columns.
+    """
+    text = whole_rows(path.read_bytes()).decode("utf-8", errors="surrogateescape")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    header = tuple(reader.fieldnames or ())
+    rows = list(reader) if header == tuple(columns) else []
+    if header != tuple(columns) or any(None in row or None in row.values() for row in rows):
+        raise RunError.single(
+            "not a table of this run's predictions",
+            where=str(path),
+            remedy=f"its columns have to be {','.join(columns)}; give another --out",
+        )
+    return rows
+
+
+def whole_rows(content: bytes) -> bytes:
+    """A CSV's content up to the end of its last complete row. Quotes may enclose line ends, which end no row."""
+    end = position = quotes = 0
+    for line in content.split(b"\n")[:-1]:
+        position += len(line) + 1
+        quotes += line.count(b'"')
+        if quotes % 2 == 0:
+            end = position
+    return content[:end]
+
+
+class RowWriter:
+    """Adds rows to a table, each by one write at the file's end that is on disk before the next.
+
+    However long the table is, a row costs the same. A kill can cut off the last row, which `read_rows` then leaves out.
+    The file is locked, so that no other process adds to it.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        """Go on with a table that is there.
+
+        Raises:
+            RunError: another process is adding to it.
+        """
         self.path = path
         self.columns = tuple(columns)
-        self.rows: list[dict[str, str]] = []
-
-    @classmethod
-    def create(cls, path: Path, columns: Sequence[str]) -> PredictionTable:
-        """A new table.
-
-        Raises:
-            RunError: the file exists, or its folder cannot be made.
-        """
-        if path.exists():
-            raise RunError.single(
-                "the file exists", where=str(path), remedy="add --resume to go on with it, or give another --out"
-            )
-        return cls(path, columns)
-
-    @classmethod
-    def resume(cls, path: Path, columns: Sequence[str]) -> PredictionTable:
-        """Go on with a table; slides that could not be read are dropped, to be tried again.
-
-        Raises:
-            RunError: it is not a table of this run's predictions.
-        """
-        table = cls(path, columns)
-        if not path.exists():
-            return table
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file)
-            header = tuple(reader.fieldnames or ())
-            rows = list(reader) if header == table.columns else []
-        if header != table.columns or any(None in row or None in row.values() for row in rows):
-            raise RunError.single(
-                "not a table of this run's predictions",
-                where=str(path),
-                remedy=f"its columns have to be {','.join(table.columns)}; give another --out",
-            )
-        table.rows = [row for row in rows if not row["error"]]
-        return table
-
-    @property
-    def done(self) -> frozenset[str]:
-        """Files that have a prediction."""
-        return frozenset(row["file"] for row in self.rows if not row["error"])
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            lock_open_file(self._handle, path)
+        except BaseException:
+            os.close(self._handle)
+            raise
 
     def add(self, row: Row) -> None:
-        """Write one more row; columns that it lacks are empty.
+        """Write one more row.
 
         Raises:
-            RunError: the disk is full; the rows before are still there.
+            RunError: the disk is full; the rows before are still there, whole.
         """
-        self.rows.append({name: _text(row.get(name, "")) for name in self.columns})
-        self.write()
-
-    def write(self) -> None:
-        """Replace the file.
-
-        Raises:
-            RunError: the disk is full, and the file is as it was.
-        """
-        lines = [csv_line(self.columns), *(csv_line([row[name] for name in self.columns]) for row in self.rows)]
+        size_bytes = os.fstat(self._handle).st_size
+        left = row_bytes(row, self.columns)
         with disk_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, "".join(lines).encode("utf-8", errors="surrogateescape"))
+            try:
+                while left:  # one write, but for a disk that is full
+                    left = left[os.write(self._handle, left) :]
+                os.fsync(self._handle)
+            except OSError:
+                os.ftruncate(self._handle, size_bytes)
+                raise
+
+    def close(self) -> None:
+        """Let others add to the table."""
+        os.close(self._handle)
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
 
 
 def _text(value: object) -> str:
