@@ -140,12 +140,16 @@ MADE_BY_COMMANDS = ("log/", "slides/", "run/")
 """Folders that a document names and a command makes."""
 
 
+OPTIONS_OF_LAUNCHERS = {"--nproc-per-node", "--nodes", "--ntasks", "--ntasks-per-node"}
+"""What torchrun and srun take."""
+
+
 def test_options_that_the_documents_name_exist(capsys: pytest.CaptureFixture[str]) -> None:
     helps = ""
     for command in COMMANDS:
         assert main([*command.split(), "--help"]) == 0
         helps += capsys.readouterr().out
-    known = set(re.findall(r"--[a-z][a-z-]+", helps)) | {"--help", "--strict", "--debug"}
+    known = set(re.findall(r"--[a-z][a-z-]+", helps)) | {"--help", "--strict", "--debug"} | OPTIONS_OF_LAUNCHERS
     named = {
         option for path in DOCUMENTS for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text("utf-8"))
     }
