@@ -10,17 +10,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from cli_cases import TINY_TRAINING, Outcome, call, cohort, predicted, refused
+from cli_cases import TINY_TRAINING, Outcome, call, cohort, picture, predicted, refused
 from PIL import Image
 
+from wholeslide.geometry import Size
+from wholeslide.model.network import LocalNetwork
 from wholeslide.predict import table as tables
 from wholeslide.predict.output import PredictionOutput
+from wholeslide.streaming.plan import Plan
+from wholeslide.streaming.planner import make_plan
 
 pytestmark = pytest.mark.usefixtures("arithmetic")
 
@@ -79,7 +84,21 @@ def check_outcome(outcome: Outcome, out: Path, *, count: int, broken: tuple[int,
 def start(program: list[str], *words: object, **variables: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
     command = [*program, *map(str, words), "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    started.append(child)
+    return child
+
+
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Also where a test fails in the middle."""
+    yield
+    while started:
+        with started.pop() as child:
+            child.kill()
 
 
 def finished(child: subprocess.Popen[str]) -> Outcome:
@@ -254,6 +273,26 @@ def test_the_check_can_fail(
     monkeypatch.setattr(place, fault)
     with pytest.raises(AssertionError):
         check_what_a_kill_left(run, slides, whole, tmp_path / "out.csv")
+
+
+def test_memory_is_planned_for_all_slides(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a resumed run, whose largest slide is done, would have other tiles than one that was not interrupted."""
+    out, large, small = tmp_path / "out.csv", tmp_path / "large.png", tmp_path / "small.png"
+    picture(large, 300, 280)
+    small.write_bytes(b"not yet")
+    largest: list[Size] = []
+
+    def noted(network: LocalNetwork, size: Size, *others: Any, **options: Any) -> Plan:
+        largest.append(size)
+        return make_plan(network, size, *others, **options)
+
+    monkeypatch.setattr("wholeslide.predict.engine.make_plan", noted)
+    words = ["predict", run, large, small, "--out", out, "--memory", "2GiB", "--resume", "--quiet"]
+    assert call(*words).status == 2
+    picture(small, 48, 48)
+    outcome = call(*words)
+    assert outcome.out == f"1 slides predicted, 1 before, 0 could not be read: {out}\n"
+    assert largest == [Size(300, 280)] * 2
 
 
 @pytest.mark.slow

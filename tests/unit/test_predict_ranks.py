@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -131,3 +135,31 @@ def test_a_fault_of_ours_is_raised_where_it_happened() -> None:
     for rank in (0, 1):
         with pytest.raises(KeyError, match="ours"):
             Exchange(rank, ()).together(lambda: {}["ours"])
+
+
+CHILD = """
+import os, sys, time
+from wholeslide.predict.ranks import _end_with
+_end_with(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    """However that ends: else it would go on, unseen, with a share of a prediction that nobody waits for."""
+    words = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        try:
+            time.sleep(0.5)
+            assert child.is_running()
+            parent.kill()
+            _, alive = psutil.wait_procs([child], timeout=10)
+            assert not alive
+        finally:
+            parent.kill()
+            if child.is_running():
+                child.kill()
