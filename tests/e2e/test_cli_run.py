@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -144,6 +145,37 @@ class TestPredict:
         table = predicted(tmp_path / "new.csv").set_index("slide").loc[evaluated.index]
         pd.testing.assert_series_equal(table["prob_a"].astype(float), evaluated["prob_a"])
         assert list(table["prediction"]) == list(evaluated["prediction"])
+
+    def test_in_integers_with_ranges_that_are_found_once(self, folder: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(folder / "run", run)
+        words = ["predict", run, folder / "s0.png", folder / "s1.png", "--quiet", "--out"]
+        assert call(*words, tmp_path / "floats.csv", "--precision", "fp32").status == 0
+        assert not (run / "calibration.safetensors").exists()
+        assert call(*words, tmp_path / "integers.csv", "--precision", "int8").status == 0
+        floats, integers = predicted(tmp_path / "floats.csv"), predicted(tmp_path / "integers.csv")
+        difference = (floats["prob_a"].astype(float) - integers["prob_a"].astype(float)).abs()
+        assert 0 < difference.max() < 0.05
+        made = (run / "calibration.safetensors").stat().st_mtime_ns
+        assert call(*words, tmp_path / "again.csv", "--precision", "int8").status == 0
+        assert (tmp_path / "again.csv").read_text() == (tmp_path / "integers.csv").read_text()
+        assert (run / "calibration.safetensors").stat().st_mtime_ns == made
+        assert refused(*words, tmp_path / "floats.csv", "--precision", "int8", "--resume") == [
+            f"the predictions in this file were made with --precision fp32, not int8 ({tmp_path / 'floats.csv'}): "
+            "go on with the options that it was begun with, or give another --out"
+        ]
+
+    def test_integers_need_training_slides_once(self, folder: Path, tmp_path: Path) -> None:
+        shutil.copytree(folder / "run", tmp_path / "run")
+        config = tmp_path / "run" / "config.yaml"
+        config.write_text(config.read_text().replace(f"slides: {folder}", f"slides: {tmp_path / 'elsewhere'}"))
+        (tmp_path / "elsewhere").mkdir()
+        lines = refused("predict", tmp_path / "run", folder / "s0.png", "--precision", "int8", "--quiet")
+        assert lines[0] == (
+            "the ranges of 8-bit numbers are found on training slides, which cannot be read "
+            f"({tmp_path / 'run'}): run `wholeslide predict --precision int8` once where they are; the ranges are then "
+            "kept in the run"
+        )
 
     def test_what_is_passed_over_in_a_folder_is_told(self, folder: Path, tmp_path: Path) -> None:
         picture(tmp_path / "new" / "a.png")

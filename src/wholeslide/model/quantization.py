@@ -1,14 +1,14 @@
-"""Stages that multiply 8-bit integers, for prediction: about twice as fast as bfloat16 where the processor has such instructions.
+"""Stages that multiply 8-bit integers, for prediction: twice as fast as bfloat16 where the processor has such instructions.
 
-Torch's own post-training quantisation does the work: norms are folded, weights get a scale a channel, activations one a tensor, from
-the ranges that were observed on a few windows of slides. Classifiers and the stem stay as they are.
+Torch's own post-training quantisation does the work: norms are folded, weights get a scale a channel, activations one a tensor,
+from the ranges that were observed on a few windows of slides. Classifiers and the stem stay as they are.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -24,8 +24,16 @@ from wholeslide.model.stages import Stage
 _ENGINE = "onednn"
 _EXAMPLE_CELLS = 32
 
-#: x_{k−1} to x_k, as :class:`~wholeslide.model.folding.StepWeights` does it, in fp32 outside.
-QuantizedStage = Callable[[Tensor], Tensor]
+
+class QuantizedStage:
+    """x_{k−1} to x_k in integers; outside, features are floating-point numbers of any kind."""
+
+    def __init__(self, converted: fx.GraphModule) -> None:
+        self._converted = converted
+
+    def __call__(self, x_bchw: Tensor) -> Tensor:
+        output: Tensor = self._converted(x_bchw.float())
+        return output
 
 
 class Calibration:
@@ -53,7 +61,7 @@ class Calibration:
     def state(self) -> dict[str, Tensor]:
         """The ranges alone, to be kept beside the weights."""
         return {
-            f"{number}.{name}": tensor.contiguous()
+            f"{number}.{name}": tensor.clone()
             for number, stage in enumerate(self._observed, start=1)
             for name, tensor in stage.state_dict().items()
             if "activation_post_process" in name
@@ -71,11 +79,11 @@ class Calibration:
             stage.load_state_dict({**own, **ranges})
         self.windows = 1
 
-    def quantized(self) -> Sequence[QuantizedStage]:
+    def quantized(self) -> tuple[QuantizedStage, ...]:
         """The stages in integers, in order."""
         assert self.windows, "nothing was observed"
         with _integer_kernels():
-            return [convert_fx(copy.deepcopy(stage)) for stage in self._observed]
+            return tuple(QuantizedStage(convert_fx(copy.deepcopy(stage))) for stage in self._observed)
 
 
 def _observing(stage: Stage) -> fx.GraphModule:

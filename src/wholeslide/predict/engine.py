@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from wholeslide.errors import ConfigError, WholeslideError
 from wholeslide.geometry import Size
+from wholeslide.predict.calibration import calibration_of
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.opening import open_slide
 from wholeslide.slides.scale import resolve_l0_mpp, working_sampling
@@ -22,45 +24,69 @@ from wholeslide.train.run import Run
 from wholeslide.train.setup import prefetch_limit
 from wholeslide.train.views import Entry
 
+Precision = Literal["fp32", "bf16", "int8"]
+
 USUAL = Size(10_000, 10_000)
 """What is planned for where no slide's size can be told."""
 
 
-def trained_engine(run: Run, plan: Plan, device: torch.device) -> StreamingEngine:
+def trained_engine(run: Run, plan: Plan, device: torch.device, *, integers: bool = False) -> StreamingEngine:
     """The best checkpoint of a run, with a plan that `plan_for` made.
 
+    Args:
+        run: the run.
+        plan: tile sizes and arithmetic.
+        device: where tiles are computed.
+        integers: whether stages multiply 8-bit integers, with the ranges that `calibration_of` gives.
+
     Raises:
-        RunError: there is no checkpoint, or it is damaged.
+        RunError: there is no checkpoint, or it is damaged; no ranges can be found.
+        ConfigError: the device has no such arithmetic.
     """
     folder = run.config.store_dir
     if folder is not None and not folder.is_dir():
         folder = None  # another machine than the one it was trained on
-    return StreamingEngine(run.load_network("best").to(device), plan, device, store_folder=folder)
+    engine = StreamingEngine(run.load_network("best").to(device), plan, device, store_folder=folder)
+    if integers:
+        engine.multiply_integers(calibration_of(run))
+    return engine
 
 
 def plan_for(
-    run: Run, slides: Iterable[Entry], slide_config: SlideConfig, device: torch.device, *, memory: str | None = None
+    run: Run,
+    slides: Iterable[Entry],
+    slide_config: SlideConfig,
+    device: torch.device,
+    *,
+    memory: str | None = None,
+    precision: Precision | None = None,
 ) -> Plan:
-    """The run's own plan or, for a given ``memory``, a plan for the largest of these slides.
+    """A plan for predictions: by default within the memory of the training and for its largest slide.
 
-    The precision is the run's in both cases.
+    Args:
+        run: the run.
+        slides: what is predicted; for a given ``memory`` the plan is for the largest of them.
+        slide_config: how they are read.
+        device: where tiles are computed.
+        memory: in place of the run's.
+        precision: in place of the run's; features between 8-bit stages are rounded as the run's are.
 
     Raises:
         RunError: there is no checkpoint, or it is damaged.
         ConfigError: nothing fits into ``memory``.
     """
-    if memory is None:
-        return run.plan
-    store, precision = run.config.store, run.plan.execution.precision
-    config = StreamingConfig(memory=memory, store=store, precision=precision)
-    file, largest = largest_slide(slides, slide_config)
+    arithmetic = run.plan.execution.precision if precision is None or precision == "int8" else precision
+    config = StreamingConfig(memory=memory or run.config.memory, store=run.config.store, precision=arithmetic)
+    file, largest = (
+        ("the run's largest slide", run.plan.largest) if memory is None else largest_slide(slides, slide_config)
+    )
     try:
         return make_plan(run.load_network("best").to(device), largest, config, device, training=False)
     except NotEnoughMemoryError as error:
         needed = gib(error.needed_bytes)
         raise ConfigError.single(
             f"the largest slide, of {largest} px, needs {needed} of memory",
-            where=f"{file}, --memory {memory}",
+            where=f"{file}, --memory {config.memory}",
             remedy=f"give at least {needed}",
         ) from error
 

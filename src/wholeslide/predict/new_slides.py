@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from wholeslide.errors import ConfigError, Problem, WholeslideError
-from wholeslide.predict.engine import device_of, plan_for, prefetch_bytes, trained_engine
+from wholeslide.predict.calibration import calibration_of
+from wholeslide.predict.engine import Precision, device_of, plan_for, prefetch_bytes, trained_engine
 from wholeslide.predict.inputs import file_bytes, find_inputs, shares
 from wholeslide.predict.output import MadeWith, PredictionOutput, row_writer
 from wholeslide.predict.ranks import Ranks, device_of_rank, start_ranks
@@ -65,6 +66,7 @@ class _Request:
     slides: Path | None
     mpp_override: float | None
     memory: str | None
+    precision: Precision | None
     resume: bool
 
 
@@ -106,6 +108,7 @@ def predict(
     slides: Path | None = None,
     mpp_override: float | None = None,
     memory: str | None = None,
+    precision: Precision | None = None,
     devices: int | None = None,
     nodes: int | None = None,
     resume: bool = False,
@@ -126,6 +129,8 @@ def predict(
         slides: Folder of the slides that manifests name; left out: each manifest's own folder.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
         memory: Most memory that a process may use, as ``"8GiB"``; left out: the run's own plan.
+        precision: ``"fp32"``, ``"bf16"``, or ``"int8"``, whose ranges are found on training slides once and kept in the run;
+            left out: the run's own.
         devices: Processes on this machine, each with a device of its own; left out: one, or as many as were started.
         nodes: Machines; left out: likewise.
         resume: Go on with ``out``: what has a prediction there is skipped, what had an error is tried again. Slides are
@@ -149,6 +154,7 @@ def predict(
         slides=slides,
         mpp_override=mpp_override,
         memory=memory,
+        precision=precision,
         resume=resume,
     )
     return _predict(request, ranks, on_row, quiet=quiet)
@@ -158,7 +164,7 @@ def _predict(request: _Request, ranks: Ranks, on_row: OnRow | None, *, quiet: bo
     """What each of the processes does; they meet wherever ``ranks`` is asked."""
     with ExitStack() as held:
         task, output = ranks.from_main(partial(_prepare, request, ranks.count, held))
-        engine = ranks.together(partial(_engine, task, ranks))
+        engine = ranks.together(partial(_engine, request, task, ranks))
         if output is not None:
             ranks.from_main(output.begin)
         share = ranks.together(partial(_predict_share, request, task, engine, ranks, on_row, quiet=quiet))
@@ -182,7 +188,7 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     _warn_of_scales(slides, slide_config)
     asked, done, output = found.all, set[str](), None
     if request.out is not None:
-        made_with = MadeWith.of(run, slide_config)
+        made_with = MadeWith.of(run, slide_config, precision=request.precision)
         held.enter_context(alone_on(request.out))
         output = PredictionOutput.open(request.out, columns_of(run.classes), made_with, resume=request.resume)
         asked, done = output.named(asked), set(output.done)
@@ -192,7 +198,10 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     plan = run.plan
     if todo:
         # For all the slides, also those that are done, so that a resumed run computes as one that was not interrupted.
-        plan = plan_for(run, slides, slide_config, device_of(run.config.accelerator), memory=request.memory)
+        device = device_of(run.config.accelerator)
+        plan = plan_for(run, slides, slide_config, device, memory=request.memory, precision=request.precision)
+        if request.precision == "int8":
+            calibration_of(run)  # kept from here on, for all processes
     dealt = shares([file_bytes(Path(asked["path"][position])) for position in todo], processes)
     task = _Task(
         run=run,
@@ -205,11 +214,12 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     return task, output
 
 
-def _engine(task: _Task, ranks: Ranks) -> StreamingEngine | None:
+def _engine(request: _Request, task: _Task, ranks: Ranks) -> StreamingEngine | None:
     """This process's engine, if it has slides to predict."""
     if not task.shares[ranks.rank]:
         return None
-    return trained_engine(task.run, task.plan, device_of_rank(device_of(task.run.config.accelerator), ranks))
+    device = device_of_rank(device_of(task.run.config.accelerator), ranks)
+    return trained_engine(task.run, task.plan, device, integers=request.precision == "int8")
 
 
 def _predict_share(
@@ -269,6 +279,7 @@ def _predictions(request: _Request, task: _Task, engine: StreamingEngine | None,
         task.slide_config,
         cache=run.config.cache,
         on_error=note,
+        classifiers=[engine.network.depth],
         prefetch_bytes=prefetch_bytes(run, engine, request.memory),
     )
     for prediction in predictions:

@@ -28,6 +28,7 @@ from wholeslide.draws import Draws
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box
 from wholeslide.model.network import LocalNetwork
+from wholeslide.model.quantization import Calibration
 from wholeslide.streaming.background import PixelSource, VaryingPixels
 from wholeslide.streaming.disk_store import folder_for_features
 from wholeslide.streaming.grid import ROWS_OF_A_PART
@@ -72,6 +73,17 @@ class StreamingEngine:
         """Take other tiles from now on; arithmetic and store stay."""
         assert (plan.execution, plan.store) == (self.plan.execution, self.plan.store)
         self.plan, self.runner = plan, replace(self.runner, plan=plan)
+
+    def multiply_integers(self, calibration: Calibration) -> None:
+        """Predict with 8-bit integers from now on; training is not touched.
+
+        Raises:
+            ConfigError: the device is no CPU.
+        """
+        if self.device.type != "cpu":
+            what, remedy = "8-bit integers multiply on a CPU only", "leave it out, or give --precision bf16"
+            raise ConfigError.single(what, where="--precision int8", remedy=remedy)
+        self.runner = replace(self.runner, quantized=calibration.quantized())
 
     def step(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wholeslide.geometry import Box, Size
+from wholeslide.model.folding import StepWeights
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.grid import GridLayout
 from wholeslide.streaming.grid_gradient import classify
@@ -41,7 +42,7 @@ class StagePass:
         self.x_previous, self._number = x_previous, number
         self._runner, network, execution = runner, runner.network, runner.plan.execution
         stage, self._head = network.stage(number), network.head(number)
-        self.weights = stage.step_weights(trained=trained, dtype=execution.multiplied_dtype)
+        self.weights = runner.step_weights(number, trained=trained)
         with torch.set_grad_enabled(trained):  # cast once, as the stage's own weights are
             dtype, weight = execution.multiplied_dtype, self._head.to_grid.weight
             self._grid_weight = weight if dtype is None else weight.to(dtype)
@@ -161,6 +162,7 @@ class StageStep:
         for graph in self._graphs(recomputed):
             self._backward(graph, z_gradient, regions, x_gradients_rchw)
         self._runner.make_room(self._runner.plan.tile_bytes(self._objective.number))
+        assert isinstance(work.weights, StepWeights)
         work.weights.backward()
         return work.x
 

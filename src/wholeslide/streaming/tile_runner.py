@@ -14,6 +14,7 @@ from wholeslide.allocator import Room
 from wholeslide.geometry import Size
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
+from wholeslide.model.quantization import QuantizedStage
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import FeatureStore, open_store
@@ -22,15 +23,25 @@ from wholeslide.streaming.tiles import STEM_ALIGN, Tile, cover, lone_tile, parti
 
 @dataclass(frozen=True)
 class TileRunner:
-    """Cuts stages into tiles and runs them with a plan's precision and layout on a device."""
+    """Cuts stages into tiles and runs them with a plan's precision and layout on a device.
+
+    Where there are ``quantized`` stages, those predict.
+    """
 
     network: LocalNetwork
     plan: Plan
     device: torch.device
     store_folder: Path | None = None
+    quantized: tuple[QuantizedStage, ...] = ()
     _room: Room = field(default_factory=Room, repr=False, compare=False)
 
-    def run(self, weights: StepWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
+    def step_weights(self, number: int, *, trained: bool) -> StepWeights | QuantizedStage:
+        """What computes the tiles of stage ``number`` on one slide."""
+        if self.quantized and not trained:
+            return self.quantized[number - 1]
+        return self.network.stage(number).step_weights(trained=trained, dtype=self.plan.execution.multiplied_dtype)
+
+    def run(self, weights: StepWeights | QuantizedStage, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""
         execution = self.plan.execution
         with self.autocast():

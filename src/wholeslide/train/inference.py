@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,10 @@ OnError = Callable[[Entry, WholeslideError], None]
 
 @dataclass(frozen=True)
 class SlidePrediction:
-    """What the network says of one file: ``probabilities`` (K, classes), the last row being the final classifier's."""
+    """What the network says of one file: ``probabilities`` (K, classes), NaN where a classifier was not asked.
+
+    The last row is the final classifier's.
+    """
 
     entry: Entry
     probabilities: np.ndarray
@@ -45,11 +48,13 @@ def iterate_predictions(
     on_error: OnError | None = None,
     prefetch_bytes: int = GIB,
     smaller_tiles: bool = True,
+    classifiers: Collection[int] | None = None,
 ) -> Iterator[SlidePrediction]:
     """Predict file after file, in the table's order, without augmentation.
 
     A file that cannot be read is passed to ``on_error`` and left out; without ``on_error`` it ends the iteration. Where memory
     does not suffice, a file is tried again with ``smaller_tiles``, which the engine then keeps; without them that is an error.
+    ``classifiers`` are the stages that are asked, counted from 1; all by default.
 
     Raises:
         SlideError: a file cannot be read, or is too large for the smallest tiles, and there is no ``on_error``.
@@ -59,7 +64,7 @@ def iterate_predictions(
     with closing(ready):
         for item in ready:
             try:
-                prediction = _predict(engine, item, smaller_tiles=smaller_tiles)
+                prediction = _predict(engine, item, classifiers, smaller_tiles=smaller_tiles)
             except WholeslideError as error:
                 if on_error is None:
                     raise
@@ -117,22 +122,27 @@ def stage_rows(found: SlidePrediction, classes: Sequence[str]) -> list[dict[str,
     return rows
 
 
-def _predict(engine: StreamingEngine, item: Ready[Entry], *, smaller_tiles: bool) -> SlidePrediction:
+def _predict(
+    engine: StreamingEngine, item: Ready[Entry], classifiers: Collection[int] | None, *, smaller_tiles: bool
+) -> SlidePrediction:
     begin = time.perf_counter()
     with memory_for(item.item.file), item.view() as view:
-        probabilities = _probabilities(engine, view, item.item.file, smaller_tiles=smaller_tiles)
-    if not np.isfinite(probabilities).all():
+        probabilities = _probabilities(engine, view, item.item.file, classifiers, smaller_tiles=smaller_tiles)
+    asked = [number - 1 for number in classifiers] if classifiers is not None else slice(None)
+    if not np.isfinite(probabilities[asked]).all():
         remedy = "the weights have diverged: train again with a smaller --lr"
         raise slide_error("the network's answer is not a number", item.item.path, remedy)
     return SlidePrediction(item.item, probabilities, time.perf_counter() - begin, item.wait_seconds)
 
 
-def _probabilities(engine: StreamingEngine, view: SlideView, file: str, *, smaller_tiles: bool) -> np.ndarray:
+def _probabilities(
+    engine: StreamingEngine, view: SlideView, file: str, classifiers: Collection[int] | None, *, smaller_tiles: bool
+) -> np.ndarray:
     """(K, classes), with as small tiles as it takes."""
     while True:
         try:
             with memory_for(file):
-                return np.asarray(engine.predict(view), dtype=np.float64)
+                return np.asarray(engine.predict(view, classifiers=classifiers), dtype=np.float64)
         except SlideMemoryError as error:
             if not smaller_tiles:
                 raise
