@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from wholeslide.draws import Draws
-from wholeslide.errors import Problem, SlideError
+from wholeslide.errors import ConfigError, Problem, SlideError
 from wholeslide.geometry import Box, Size
 from wholeslide.model.config import ModelConfig
 from wholeslide.model.network import build_network
@@ -78,3 +79,31 @@ def test_known_background_is_not_read(engine: StreamingEngine) -> None:
     assert not any(view.is_background(box) for box in view.read_boxes)
     view.is_background = lambda _box: False  # type: ignore[method-assign]
     np.testing.assert_allclose(half_known, engine.predict(view), rtol=1e-6)
+
+
+class SlowView(View):
+    """A disk that takes its time."""
+
+    def read(self, px_box: Box) -> np.ndarray:
+        time.sleep(0.05)
+        return super().read(px_box)
+
+
+def test_the_wait_for_pixels_is_told(engine: StreamingEngine) -> None:
+    engine.predict(View())
+    quick_seconds = engine.waited_seconds
+    view = SlowView()
+    engine.predict(view, classifiers=[1])
+    reading_seconds = 0.05 * len(view.read_boxes)
+    # two threads read while one window is computed, and the first is waited for at least
+    assert max(quick_seconds, 0.05) < engine.waited_seconds < reading_seconds
+
+
+def test_classifiers_that_are_not_asked_have_no_answer(engine: StreamingEngine) -> None:
+    all_of_them = engine.predict(View())
+    for asked in ([1], [2]):
+        rows = engine.predict(View(), classifiers=asked)
+        assert np.isnan(rows).any(axis=1).tolist() == [number not in asked for number in (1, 2)]
+        np.testing.assert_array_equal(rows[asked[0] - 1], all_of_them[asked[0] - 1])
+    with pytest.raises(ConfigError, match="no such choice"):
+        engine.predict(View(), classifiers=[3])

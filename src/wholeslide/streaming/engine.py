@@ -13,6 +13,7 @@ the sum of what those cells should send back goes back through it.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,8 @@ _WINDOWS_AHEAD = 2
 class StreamingEngine:
     """Runs a network over slides of any size in the memory that a plan allows.
 
+    ``waited_seconds`` tells how long the last step or prediction stood still for pixels.
+
     Args:
         network: moved to ``device`` and to the plan's parameter type in place.
         plan: tile sizes, precision, layout and store.
@@ -68,6 +71,7 @@ class StreamingEngine:
         self.plan, self.device = plan, device
         folder = folder_for_features(store_folder) if plan.store == "disk" else None
         self.runner = TileRunner(self.network, plan, device, folder)
+        self.waited_seconds = 0.0
 
     def go_on_with(self, plan: Plan) -> None:
         """Take other tiles from now on; arithmetic and store stay."""
@@ -184,7 +188,8 @@ class StreamingEngine:
         x = runner.open_store(0, view.size)
         weights = stem.step_weights(trained=False, dtype=self.plan.execution.multiplied_dtype)
         tiles = runner.stem_tiles(view.size)
-        for tile, pixels_hwc in zip(tiles, _read_ahead(view, tiles, background), strict=True):
+        self.waited_seconds = 0.0
+        for tile, pixels_hwc in zip(tiles, self._read_ahead(view, tiles, background), strict=True):
             window = tile.cell_window
             if pixels_hwc is None:
                 assert background is not None
@@ -209,23 +214,28 @@ class StreamingEngine:
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
         return work
 
+    def _read_ahead(
+        self, view: PixelSource, tiles: Sequence[Tile], background: npt.NDArray[np.float32] | None
+    ) -> Iterator[npt.NDArray[np.float32] | None]:
+        """The pixels of each tile's window, (h, w, 3), the next ones read while one is computed.
 
-def _read_ahead(
-    view: PixelSource, tiles: Sequence[Tile], background: npt.NDArray[np.float32] | None
-) -> Iterator[npt.NDArray[np.float32] | None]:
-    """The pixels of each tile's window, (h, w, 3), the next ones read while one is computed.
+        Nothing for a window that is known to be all ``background``: it is not read.
+        """
 
-    Nothing for a window that is known to be all ``background``: it is not read.
-    """
+        def pixels(window: Box) -> npt.NDArray[np.float32] | None:
+            return None if background is not None and view.is_background(window) else view.read(window)
 
-    def pixels(window: Box) -> npt.NDArray[np.float32] | None:
-        return None if background is not None and view.is_background(window) else view.read(window)
+        def taken(read: Future[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
+            begun = time.perf_counter()
+            window_hwc = read.result()
+            self.waited_seconds += time.perf_counter() - begun
+            return window_hwc
 
-    with ThreadPoolExecutor(max_workers=_WINDOWS_AHEAD, thread_name_prefix="pixels") as threads:
-        pending: deque[Future[npt.NDArray[np.float32] | None]] = deque()
-        for tile in tiles:
-            pending.append(threads.submit(pixels, tile.cell_window))
-            if len(pending) > _WINDOWS_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        with ThreadPoolExecutor(max_workers=_WINDOWS_AHEAD, thread_name_prefix="pixels") as threads:
+            pending: deque[Future[npt.NDArray[np.float32] | None]] = deque()
+            for tile in tiles:
+                pending.append(threads.submit(pixels, tile.cell_window))
+                if len(pending) > _WINDOWS_AHEAD:
+                    yield taken(pending.popleft())
+            while pending:
+                yield taken(pending.popleft())

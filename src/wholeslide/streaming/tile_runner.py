@@ -47,7 +47,7 @@ class TileRunner:
         with self.autocast():
             output = weights(execution.arrange(window_bchw))
         rows, columns = tile.offset.rows_columns
-        return output.to(execution.store_dtype)[:, :, rows, columns]
+        return output[:, :, rows, columns].to(execution.store_dtype)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:

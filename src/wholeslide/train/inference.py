@@ -132,7 +132,8 @@ def _predict(
     if not np.isfinite(probabilities[asked]).all():
         remedy = "the weights have diverged: train again with a smaller --lr"
         raise slide_error("the network's answer is not a number", item.item.path, remedy)
-    return SlidePrediction(item.item, probabilities, time.perf_counter() - begin, item.wait_seconds)
+    waited_seconds = item.wait_seconds + engine.waited_seconds
+    return SlidePrediction(item.item, probabilities, time.perf_counter() - begin, waited_seconds)
 
 
 def _probabilities(

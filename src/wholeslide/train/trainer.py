@@ -222,7 +222,8 @@ class Trainer:
             result = self.engine.step(view, label, self._draws(entry), weight=weight, stages=stages)
         self._check_losses(entry, result)
         seconds = time.perf_counter() - begin
-        return TrainedSlide(entry, result, seconds, ready.wait_seconds, memory_bytes(self.engine.device))
+        waited_seconds = ready.wait_seconds + self.engine.waited_seconds
+        return TrainedSlide(entry, result, seconds, waited_seconds, memory_bytes(self.engine.device))
 
     def _draws(self, entry: Entry) -> Draws:
         return Draws(self.config.seed, self.state.epochs_seen, entry.file)
