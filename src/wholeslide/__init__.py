@@ -81,7 +81,7 @@ _HOMES = {
     "inspect_slide": "slides.inspect",
     "make_plan": "streaming.planner",
     "make_view": "slides.view",
-    "open_slide": "slides.readers",
+    "open_slide": "slides.opening",
     "open_working_slide": "slides.working",
     "predict_slides": "predict:predict",
     "read_cohort": "cohort.manifest",

@@ -276,6 +276,7 @@ def test_quick_problems_are_reported_together(manifest: Path, tmp_path: Path) ->
         lr=-1.0,
         backbone="resnet_unheard_of",
         memory="8 elephants",
+        store_dir=tmp_path / "no disk",
         fractions=(0.5, 0.5, 0.5),
         loggers=("csv", "wandb"),
     )
@@ -287,9 +288,10 @@ def test_quick_problems_are_reported_together(manifest: Path, tmp_path: Path) ->
         "training on 2 is not supported (--devices): leave --devices at 1",
         "-1.0 is no learning rate (--lr)",
         f"a file is in the way ({manifest}): give another --out",
-        "no such folder",
+        f"({tmp_path / 'nowhere'})",
         "resnet_unheard_of",
         "not a size of memory (--memory 8 elephants)",
+        f"no such folder (--store-dir {tmp_path / 'no disk'}): make it, or name another",
         "the logger 'wandb' is not installed (--loggers): run `pip install wholeslide[wandb]`, or leave it out",
         "not a split (--fractions 0.5,0.5,0.5)",
     ):

@@ -145,3 +145,17 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         folder_for_features(tmp_path / "no")
     assert str(caught.value) == f"no such folder (--store-dir {tmp_path / 'no'}): make it, or name another"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    where = f"features cannot be kept there, Operation not permitted (--store-dir {tmp_path})"
+    with pytest.raises(ConfigError) as caught:
+        folder_for_features(tmp_path)
+    assert str(caught.value).startswith(where)
+    with pytest.raises(StoreError) as lost:  # it could be written when training began: what was done is saved
+        DiskStore(Size(10, 10), 4, dtype=torch.float32, folder=tmp_path, device=torch.device("cpu"))
+    assert str(lost.value).startswith(where)

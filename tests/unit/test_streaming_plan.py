@@ -34,9 +34,9 @@ LARGEST = Size(2000, 1500)
         ("8GiB", 8 * 2**30),
         ("8gib", 8 * 2**30),
         ("900 MB", 900 * 10**6),
-        ("1.5KiB", 1536),
-        ("12345", 12345),
-        ("12345b", 12345),
+        ("1536KiB", 1536 * 1024),
+        ("12345678", 12345678),
+        ("12345678b", 12345678),
         ("2TB", 2 * 10**12),
         (" 3 MiB ", 3 * 2**20),
     ],
@@ -45,7 +45,9 @@ def test_memory(text: str, expected_bytes: int) -> None:
     assert parse_memory(text) == expected_bytes
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "8 apples", "-8GiB", "0GiB", "1e9", "8GiB 2", "8,5GiB", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "8 apples", "-8GiB", "0GiB", "1e9", "8GiB 2", "8,5GiB", "nan", "8", "512KiB"]
+)
 def test_what_is_no_memory_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_memory(text)
@@ -162,7 +164,7 @@ def test_more_memory_never_costs_more_computing(monkeypatch: pytest.MonkeyPatch)
     config = ModelConfig(backbone="resnet10t", stages=2, weights="random", reconstruction=False)
     network = build_network(config, classes=2, pixel_mean=(0.5,) * 3, pixel_std=(0.2,) * 3, seed=0)
     monkeypatch.setattr(planner, "process_bytes", lambda *_, **__: 100 * 2**20)
-    plans = [plan(network, memory=memory) for memory in ("330MiB", "400MiB", "16GiB")]
+    plans = [plan(network, memory=memory) for memory in ("350MiB", "420MiB", "16GiB")]
     for smaller, larger in itertools.pairwise(plans):
         assert smaller.seconds_per_megapixel >= larger.seconds_per_megapixel
         assert smaller.predicted_peak_bytes <= larger.predicted_peak_bytes

@@ -27,7 +27,8 @@ class MemoryBenchConfig:
         backbone: A timm network of local operations; its weights are random.
         dtype: Arithmetic of the stages; auto times the choices on this machine.
         rfr: Train with random feature reconstruction.
-        memory: The process's memory that the plan may use, such as 2GiB, or "smallest" for the plan with the lowest peak.
+        memory: The process's memory that the plan may use, such as 2GiB, or "smallest" for the lowest peak with
+            tiles that are not nearly all halo.
         over_baseline: In place of --memory, what a step may take above what the process holds before it.
         seed: Decides weights, slide, regions and dropout.
 

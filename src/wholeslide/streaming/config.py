@@ -14,7 +14,8 @@ class StreamingConfig:
 
     Args:
         memory: Memory that the process may take, such as 8GiB; it bounds the tiles and the graphs that are kept. "smallest"
-            asks for the lowest peak. By default most of what is free on a GPU, and on a CPU about 1 GiB above the smallest.
+            asks for the lowest peak with tiles that are not nearly all halo: below that, time soars. By default most of what
+            is free on a GPU, and on a CPU about 1 GiB above the smallest.
         store: Where features between stages are kept: on the device, in host memory, on disk, or auto: the first of these that
             leaves at least half of the memory to the tiles.
         tile: Side of a tile in input pixels, rounded up for each stage to its grid; memory then decides the kept graphs.

@@ -21,6 +21,8 @@ _IN_FLIGHT = 2
 _PIXELS_IN_FLIGHT = 9
 #: Of all regions, how often what comes in lives at once; of one, the fp32 maps that live on its way through the decoder and back.
 _INPUTS_OF_REGIONS, _MAPS_OF_ONE_REGION = 2, 12
+#: Of the weights of a classifier's first layer, beside their gradient: as one product takes them, and as it gives their gradient.
+_COPIES_OF_GRID_WEIGHTS = 2
 #: A tile smaller than this is nearly all halo.
 _SMALLEST_TILE_PX = 192
 
@@ -38,7 +40,8 @@ class TileCost:
     """Memory of a tile of the stem or of a stage, by the pixels of its window.
 
     ``graph_bytes_per_px`` stay between the two passes where the tile is kept, ``flight_bytes_per_px`` come on top while it is
-    computed. ``weight_bytes`` are shared by all tiles: the folded weights, their casts and their gradients. A tile's side is a
+    computed. ``weight_bytes`` are shared by all tiles: the folded weights, their casts and gradients, and what a product with the
+    classifier's first layer takes. A tile's side is a
     multiple of ``step_px``; its halo adds ``halo_px`` to the side of its window. ``read_bytes_per_px`` of features come in,
     ``written_bytes_per_px`` go out, and ``map_bytes_per_px`` are those of the largest tensor on the way.
     """
@@ -105,11 +108,12 @@ def tile_cost(
     small_px, large_px = ((cells * cell_px) ** 2 for cells in sides)
     graph, flight, largest = ((large - small) / (large_px - small_px) for small, large in zip(*counted, strict=True))
     weights = part.step_weights(trained=training, dtype=execution.multiplied_dtype)
+    grid_weight_bytes = int(network.head(number).to_grid.weight.nbytes) if number else 0
     halo_cells = max(axis.halo_before + axis.halo_after for axis in (part.locality.x, part.locality.y))
     return TileCost(
         graph_bytes_per_px=graph,
         flight_bytes_per_px=flight,
-        weight_bytes=weights.own_bytes,
+        weight_bytes=weights.own_bytes + grid_weight_bytes * (_COPIES_OF_GRID_WEIGHTS if training else 1),
         step_px=part.stride * (network.head(number).kernel if number else STEM_ALIGN),
         halo_px=halo_cells * part.stride,
         read_bytes_per_px=part.in_channels * execution.store_dtype.itemsize / cell_px**2 if number else 0.0,

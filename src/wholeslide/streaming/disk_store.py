@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ class DiskStore:
         device: where regions are needed.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        StoreError: the folder cannot be written any more.
     """
 
     def __init__(self, size: Size, channels: int, *, dtype: torch.dtype, folder: Path, device: torch.device) -> None:
@@ -60,13 +60,9 @@ class DiskStore:
         self._offsets: list[int] = []
         self._end = 0
         try:
-            self._file = tempfile.TemporaryFile(prefix="wholeslide-features-", dir=folder, buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError.single(
-                f"features cannot be kept there, {error.strerror}",
-                where=f"--store-dir {folder}",
-                remedy="name a folder on a disk that can be written",
-            ) from error
+            self._file = _nameless_file(folder)
+        except ConfigError as error:  # the folder served when the engine was made
+            raise StoreError(error.problems) from error
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-write")
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-read")
         self._waiting: deque[Future[None]] = deque()
@@ -181,7 +177,7 @@ def folder_for_features(named: Path | None) -> Path:
     """Where features are kept on disk: the folder that the user named, or one for temporary files.
 
     Raises:
-        ConfigError: it is missing, or its files would be in memory.
+        ConfigError: it is missing, cannot be written, or its files would be in memory.
     """
     candidates = [named] if named is not None else [Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()]
     there = [folder for folder in candidates if folder.is_dir()]
@@ -189,12 +185,29 @@ def folder_for_features(named: Path | None) -> Path:
         raise ConfigError.single("no such folder", where=f"--store-dir {named}", remedy="make it, or name another")
     for folder in there:
         if not _in_memory(folder):
+            _nameless_file(folder).close()
             return folder
     raise ConfigError.single(
         "its files are kept in memory, so that nothing would be gained",
         where=f"--store-dir {there[0]}",
         remedy="name a folder on a disk with --store-dir",
     )
+
+
+def _nameless_file(folder: Path) -> Any:
+    """An unbuffered file that ends with its last handle.
+
+    Raises:
+        ConfigError: none can be made.
+    """
+    try:
+        return tempfile.TemporaryFile(prefix="wholeslide-features-", dir=folder, buffering=0)
+    except OSError as error:
+        raise ConfigError.single(
+            f"features cannot be kept there, {error.strerror}",
+            where=f"--store-dir {folder}",
+            remedy="name a folder on a disk that can be written",
+        ) from error
 
 
 def _in_memory(folder: Path) -> bool:

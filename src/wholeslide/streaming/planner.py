@@ -31,6 +31,8 @@ _SHARE_OF_FREE = 0.85
 _KERNEL_BYTES = 2 * 2**20 + 2**19
 #: Resident memory of the interpreter with torch and its kernels loaded; 1.0 GiB was measured.
 _LIBRARIES_BYTES = 1100 * 2**20
+#: Less than this is a number whose unit was forgotten.
+_LEAST_NAMED_BYTES = 2**20
 _UNITS = {
     "": 1,
     "b": 1,
@@ -53,7 +55,7 @@ def parse_memory(text: str, *, option: str = "--memory") -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = match[2].lower() if match else ""
-    if match is None or unit not in _UNITS or float(match[1]) <= 0:
+    if match is None or unit not in _UNITS or float(match[1]) * _UNITS[unit] < _LEAST_NAMED_BYTES:
         raise ConfigError.single(
             "not a size of memory", where=f"{option} {text}", remedy="write for example 8GiB or 900MiB"
         )

@@ -20,6 +20,7 @@ from wholeslide.errors import CohortError, ConfigError, Problem, SlideError, Who
 from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.slides.statistics import tissue_statistics
 from wholeslide.slides.working import WorkingSlide
+from wholeslide.streaming.disk_store import folder_for_features
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import parse_memory
 from wholeslide.train.config import GIB, TrainConfig
@@ -94,6 +95,8 @@ def prepare_run(config: TrainConfig) -> Prepared:
     if cohort.split("test").empty:
         logger.warning("no slide is in the test split: `wholeslide evaluate` will have nothing to score")
     plan = plan_that_fits(config, network.to(device), largest, device)
+    if plan.store == "disk":
+        folder_for_features(config.store_dir)
     return Prepared(
         config=config,
         cohort=cohort,
@@ -187,6 +190,7 @@ def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
     attempt(partial(check_loggers, config.loggers))
     attempt(partial(choose_device, config))
     attempt(partial(_check_memory, config.memory))
+    attempt(partial(_check_store_dir, config.store_dir))
     attempt(partial(claim_folder, config.out, resume=config.resume))
     cohort = attempt(partial(_read_cohort, config))
     divided = None if cohort is None else attempt(partial(_divided, config, cohort))
@@ -201,6 +205,11 @@ def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
 def _check_memory(memory: str | None) -> None:
     if memory not in (None, "smallest"):
         parse_memory(memory)
+
+
+def _check_store_dir(folder: Path | None) -> None:
+    if folder is not None:
+        folder_for_features(folder)
 
 
 def _read_cohort(config: TrainConfig) -> Cohort:
