@@ -113,7 +113,7 @@ def largest_slide(slides: Iterable[Entry], config: SlideConfig) -> tuple[str, Si
 
 def _whole_size(path: Path, config: SlideConfig, mpp: float | None) -> Size | None:
     try:
-        with closing(open_slide(path)) as reader:
+        with closing(open_slide(path, decoders=config.decoders)) as reader:
             return working_sampling(reader, config, resolve_l0_mpp(reader, config, mpp)).size
     except (WholeslideError, OSError):
         return None

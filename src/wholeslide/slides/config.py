@@ -8,6 +8,8 @@ from typing import Literal
 
 from wholeslide.errors import ConfigError, Problem
 
+Decoders = Literal["auto", "threads", "processes"]
+
 DEFAULT_MPP = 2.0
 SMALLEST_MPP = 0.05
 LARGEST_MPP = 20.0
@@ -30,6 +32,9 @@ class SlideConfig:
             the image as it is; ``auto`` is constant for slides and keep for plain images.
         mask_dir: Folder of QuPath GeoJSON files named <stem>.geojson that replace the automatic tissue mask.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
+        icc: Turn colours into sRGB where the file holds the scanner's ICC profile.
+        decoders: Where files are decoded: in threads; in processes, so that a decoder that crashes on a damaged file costs
+            that slide only; or auto, which takes processes for formats that are none of a scanner's and no everyday image's.
     """
 
     mpp: float | Literal["native"] = DEFAULT_MPP
@@ -38,6 +43,8 @@ class SlideConfig:
     background: Literal["auto", "constant", "keep"] = "auto"
     mask_dir: Path | None = None
     mpp_override: float | None = None
+    icc: bool = False
+    decoders: Decoders = "auto"
 
     def __post_init__(self) -> None:
         problems = self._problems()

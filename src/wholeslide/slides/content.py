@@ -51,6 +51,7 @@ def slide_key(path: Path, config: SlideConfig, mpp: float | None = None) -> str:
         config.target_downsample,
         config.background,
         config.mpp_override,
+        config.icc,
         mpp,
         content_hash(mask) if mask else None,
     )

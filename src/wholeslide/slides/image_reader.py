@@ -39,6 +39,7 @@ class ImageReader(SlideReader):
         super().__init__(path)
         with self._open() as image:
             size, mode = Size(*image.size), image.mode
+            self.icc_profile = image.info.get("icc_profile")
             self.vendor = (image.format or "image").lower()
         if mode in WIDE_MODES:
             raise slide_error(f"pixels of mode {mode}, not 8 bits", path, "convert the image to 8-bit RGB")

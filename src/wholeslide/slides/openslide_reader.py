@@ -69,6 +69,8 @@ class OpenSlideReader(SlideReader):
             for size, downsample in zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         )
         self._downsamples = tuple(self._slide.level_downsamples)  # after a failed read OpenSlide tells nothing more
+        profile = self._slide.color_profile
+        self.icc_profile = profile.tobytes() if profile is not None else None
         self.l0_mpp = _read_mpp(properties)
         self.l0_bounds = _read_bounds(properties, l0_size)
         self.is_plain_image = self.vendor == "generic-tiff" and len(self.levels) == 1

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +94,15 @@ class SlideReader(ABC):
         self._reads = 0
         self._closed = False
         self._idle = Condition()
+        self._colours: Callable[[Pixels], Pixels] | None = None
 
     @property
     def l0_size(self) -> Size:
         return self.levels[0].size
+
+    def correct_colours(self, colours: Callable[[Pixels], Pixels]) -> None:
+        """Pass all pixels that are read from here on through a function of each alone."""
+        self._colours = colours
 
     def reduction_for(self, level: int, ratio_x: float, ratio_y: float) -> int:
         """By how much a level may be reduced while it is decoded, for pixels that span ``ratio_*`` of its own: 1, 2, 4 or 8."""
@@ -155,6 +160,8 @@ class SlideReader(ABC):
             pixels = self._read_inside(level, inside, background_rgb)
         else:
             pixels = self._read_reduced(level, reduction, inside)
+        if self._colours is not None and not inside.empty:
+            pixels = self._colours(pixels)
         if inside == level_box and not inside.empty:
             return pixels
         out = np.empty((level_box.height, level_box.width, 3), np.uint8)

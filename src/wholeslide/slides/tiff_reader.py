@@ -63,6 +63,15 @@ def is_tiff(file: Path) -> bool:
         return stream.read(4) in TIFF_MAGIC
 
 
+def compressions(file: Path) -> frozenset[int]:
+    """The TIFF numbers of a file's compressions; of one that cannot be told, none that there is."""
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            return frozenset(int(page.aspage().compression) for page in tiff.pages)
+    except DECODING_ERRORS:
+        return frozenset()
+
+
 def prefers_tifffile(file: Path) -> bool:
     """Whether a TIFF that OpenSlide takes as generic has something that only tifffile sees: OME metadata or SubIFDs."""
     try:
@@ -100,6 +109,7 @@ class TiffReader(SlideReader):
             series = self._tiff.series[0]
             self._levels = [_LevelPages.of(level) for level in series.levels]
             first = self._tiff.pages.first
+            self.icc_profile = first.tags.valueof("InterColorProfile")
             self.description = first.description if first.description is not None else ""
             self.l0_mpp = _ome_mpp(self._tiff.ome_metadata) if self._tiff.is_ome else _tag_mpp(first)
         except DECODING_ERRORS as error:

@@ -180,7 +180,7 @@ def open_working_slide(path: Path, config: SlideConfig, *, mpp: float | None = N
         SlideError: the file is missing or unreadable, has no usable scale or one coarser than the target, is smaller
             than 32 working pixels a side, or has no tissue.
     """
-    reader = open_slide(path)
+    reader = open_slide(path, icc=config.icc, decoders=config.decoders)
     try:
         return _open(reader, config, mpp)
     except BaseException:
@@ -194,7 +194,7 @@ def read_working_mpp(path: Path, config: SlideConfig, *, mpp: float | None = Non
     Raises:
         SlideError: the file is missing, cannot be opened, or has no resolution that the configuration asks for.
     """
-    with closing(open_slide(path)) as reader:
+    with closing(open_slide(path, decoders=config.decoders)) as reader:
         prepared = read_prepared(reader, config)
         if prepared is not None:
             return prepared.working_mpp

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from wholeslide.cohort.config import check_fractions
 from wholeslide.errors import ConfigError, Problem, WholeslideError, option, too_small
 from wholeslide.model.config import ModelConfig
-from wholeslide.slides.config import AugmentationConfig, SlideConfig
+from wholeslide.slides.config import AugmentationConfig, Decoders, SlideConfig
 from wholeslide.streaming.config import StreamingConfig
 
 METHODS = ("local", "end-to-end")
@@ -52,6 +52,9 @@ class TrainConfig:
         background: What lies outside the tissue: constant masks it, keep leaves it, auto keeps it in plain images only.
         mask_dir: Folder of GeoJSON tissue masks drawn in QuPath, named like the slides.
         mpp_override: Scale of the stored pixels, for files that tell none or a wrong one.
+        icc: Turn colours into sRGB where the file holds the scanner's ICC profile.
+        decoders: Where files are decoded: in threads; in processes, so that a decoder that crashes on a damaged file costs
+            that slide only; or auto, which takes processes for formats that are none of a scanner's and no everyday image's.
         augmentation: Crop, flip, turn and jitter the training slides.
         crop_probability: How often a training slide is cropped.
         crop_minimum: Smallest part of each side that a crop keeps.
@@ -123,6 +126,8 @@ class TrainConfig:
     background: Literal["auto", "constant", "keep"] = "auto"
     mask_dir: Path | None = None
     mpp_override: float | None = None
+    icc: bool = False
+    decoders: Decoders = "auto"
 
     augmentation: bool = True
     crop_probability: float = 0.6
@@ -211,6 +216,8 @@ class TrainConfig:
             background=self.background,
             mask_dir=self.mask_dir,
             mpp_override=self.mpp_override,
+            icc=self.icc,
+            decoders=self.decoders,
         )
 
     def streaming_config(self) -> StreamingConfig:

@@ -41,7 +41,18 @@ GO_ON = "--on-unreadable exclude goes on without it"
 
 MAY_CHANGE = frozenset(
     {"manifest", "slides", "out", "splits_csv", "on_unreadable", "accelerator", "prefetch_bytes", "patience"}
-    | {"loggers", "checkpoint_minutes", "resume", "quiet", "memory", "store", "store_dir", "tile", "weights"}
+    | {
+        "loggers",
+        "checkpoint_minutes",
+        "resume",
+        "quiet",
+        "memory",
+        "store",
+        "store_dir",
+        "tile",
+        "weights",
+        "decoders",
+    }
 )
 """Options that a resumed run may be given anew. Those that the plan was made from have no effect: the plan stays."""
 
