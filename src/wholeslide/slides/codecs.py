@@ -67,7 +67,11 @@ class Jpeg(Codec):
 
     def decode(self, data: bytes, size: Size, reduction: int) -> Pixels:
         pixels: Pixels = decode_jpeg(
-            self._stream(data), "RGB", min_height=size.height // reduction, min_width=size.width // reduction
+            self._stream(data),
+            "RGB",
+            fastdct=reduction > 1,  # what it loses, averages lose too
+            min_height=size.height // reduction,
+            min_width=size.width // reduction,
         )
         return _checked(pixels, size, reduction)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +81,20 @@ class StoredTiles:
             raise unreadable(self.file, f"tile {index} of the level of {self.size} pixels: {error}") from error
         return pixels[: -(-inside.height // reduction), : -(-inside.width // reduction)]
 
+    def close(self) -> None:
+        """Let the file go; the next tile opens it again."""
+        handle = self.__dict__.pop("_handle", None)
+        if handle is not None:
+            os.close(handle)
+
+    @cached_property
+    def _handle(self) -> int:
+        return os.open(self.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
     def _read(self, index: int) -> bytes:
         length = int(self.lengths[index])
         try:
-            handle = os.open(self.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-            try:
-                data = os.pread(handle, length, int(self.offsets[index]))
-            finally:
-                os.close(handle)
+            data = os.pread(self._handle, length, int(self.offsets[index]))
         except OSError as error:
             raise unreadable(self.file, error) from error
         if len(data) < length:
