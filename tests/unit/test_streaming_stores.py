@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wholeslide.geometry import Box, Size
 from wholeslide.streaming import stores
-from wholeslide.streaming.stores import FeatureStore, StorePlace, open_store
+from wholeslide.streaming.stores import FeatureStore, PagePool, StorePlace, TensorStore, open_store
 
 CPU = torch.device("cpu")
 
@@ -106,3 +106,29 @@ def test_regions_come_in_order(place: StorePlace) -> None:
     for box, found in zip(boxes, store.regions(boxes), strict=True):
         assert torch.equal(found, x[:, :, box.top : box.bottom, box.left : box.right])
     assert list(store.regions([])) == []
+
+
+def test_pages_are_handed_on_once_they_are_kept() -> None:
+    pool = PagePool()
+    first = TensorStore(Size(9, 4), 3, dtype=torch.float32, place=CPU, device=CPU, pool=pool)
+    first.write(Box(0, 0, 9, 4), torch.ones((1, 3, 4, 9)))
+    address = first._features_hwc[0].data_ptr()
+    first.close()
+    assert pool._pages == []  # as in training
+    pool.keep(True)
+    first.write(Box(0, 0, 9, 4), torch.ones((1, 3, 4, 9)))
+    address = first._features_hwc[0].data_ptr()
+    first.close()
+    second = TensorStore(Size(6, 6), 6, dtype=torch.bfloat16, place=CPU, device=CPU, pool=pool)  # as many bytes
+    features = torch.arange(216, dtype=torch.bfloat16).view(1, 6, 6, 6)
+    second.write(Box(0, 0, 6, 6), features)
+    assert second._features_hwc[0].data_ptr() == address
+    assert torch.equal(second.read(Box(0, 0, 6, 6)), features)
+    third = TensorStore(Size(6, 6), 6, dtype=torch.bfloat16, place=CPU, device=CPU, pool=pool)
+    third.write(Box(0, 0, 6, 6), features + 1)  # while the second lives: another page
+    assert torch.equal(second.read(Box(0, 0, 6, 6)), features)
+    second.close()
+    third.close()
+    assert len(pool._pages) == 2
+    pool.keep(False)
+    assert pool._pages == []

@@ -117,7 +117,7 @@ class StreamingEngine:
         trained = chosen_stages(self.network, stages)
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         probabilities: list[np.ndarray | None] = [None] * depth
-        self.runner.begin()
+        self.runner.begin(training=True)
         x, varying = self._stem(view)
         for number in range(1, max(trained) + 1):
             if number in trained:
@@ -155,7 +155,7 @@ class StreamingEngine:
         """
         asked = chosen_stages(self.network, classifiers)
         rows = np.full((self.network.depth, self.network.head(self.network.depth).logits.out_features), math.nan)
-        self.runner.begin()
+        self.runner.begin(training=False)
         x, varying = self._stem(view)
         for number in range(1, max(asked) + 1):
             work = self._forward(number, x, varying, needs_grid=number in asked)

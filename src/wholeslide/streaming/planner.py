@@ -174,11 +174,14 @@ def _needs(
     convolutions = sum(StripConv2d.replaces(layer) for layer in network.modules())
     kernels_bytes = _KERNEL_BYTES * convolutions if device.type == "cpu" else 0
     timing = timing or Timing(*[(0.0,) * len(costs)] * 3)
+    stores_bytes = [store_bytes(network, largest, number, execution) for number in numbers]
+    if not training:  # the memory of a prediction's stores is handed on from one to the next
+        stores_bytes = [max(stores_bytes)] * len(stores_bytes)
     return [
         StageNeeds(
             cost=costs[number],
             view=largest,
-            stores_bytes=store_bytes(network, largest, number, execution) if counted else 0,
+            stores_bytes=stores_bytes[number] if counted else 0,
             features_bytes=feature_bytes(network, largest, number, execution),
             gradients_bytes=gradient_bytes(network) if training else 0,
             freed_bytes=freed_bytes,

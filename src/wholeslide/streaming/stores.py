@@ -50,14 +50,49 @@ class FeatureStore(Protocol):
         ...
 
 
+class PagePool:
+    """Memory that one store hands on to the next, once told to keep any: a system zeroes fresh pages before they are written."""
+
+    def __init__(self) -> None:
+        self._keeps = False
+        self._pages: list[Tensor] = []
+
+    def keep(self, keeps: bool) -> None:
+        """Whether what comes back is kept from here on; if not, what is there goes back to the system."""
+        self._keeps = keeps
+        if not keeps:
+            self._pages.clear()
+
+    def take(self, needed_bytes: int, place: torch.device) -> Tensor:
+        """At least so many bytes: the smallest page that serves, or a new one."""
+        serving = [
+            index for index, page in enumerate(self._pages) if page.nbytes >= needed_bytes and page.device == place
+        ]
+        if not serving:
+            return torch.empty(needed_bytes, dtype=torch.uint8, device=place)
+        return self._pages.pop(min(serving, key=lambda index: self._pages[index].nbytes))
+
+    def give_back(self, pages: Iterable[Tensor]) -> None:
+        """For the next who takes."""
+        if self._keeps:
+            self._pages.extend(pages)
+
+
 class TensorStore:
     """Features in the memory of the device or of the host, tile behind tile, each channels last.
 
-    Cells that no tile wrote are all ``constant_c``, (C,), and take no memory.
+    Cells that no tile wrote are all ``constant_c``, (C,), and take no memory. With ``pool``, pages come from there and go back.
     """
 
     def __init__(
-        self, size: Size, channels: int, *, dtype: torch.dtype, place: torch.device, device: torch.device
+        self,
+        size: Size,
+        channels: int,
+        *,
+        dtype: torch.dtype,
+        place: torch.device,
+        device: torch.device,
+        pool: PagePool | None = None,
     ) -> None:
         self.size = size
         self.channels = channels
@@ -67,6 +102,7 @@ class TensorStore:
         self._features_hwc: list[Tensor] = []
         self._page_cells = max(1, min(size.area, _PAGE_BYTES // (channels * dtype.itemsize)))
         self._page_nc = torch.empty((0, channels), dtype=dtype, device=place)  # what is left of the last page
+        self._pool, self._taken = pool or PagePool(), list[Tensor]()
 
     def read(self, cell_box: Box) -> Tensor:
         shape = (cell_box.height, cell_box.width, self.channels)
@@ -88,7 +124,7 @@ class TensorStore:
         cells = cell_own.size.area
         if cells > len(self._page_nc):
             page_cells = max(cells, self._page_cells)
-            self._page_nc = torch.empty((page_cells, self.channels), dtype=self._dtype, device=self._place)
+            self._page_nc = self._page(page_cells)
         features_hwc = self._page_nc[:cells].view(cell_own.height, cell_own.width, self.channels)
         features_hwc.copy_(x_bchw[0].permute(1, 2, 0))
         self._page_nc = self._page_nc[cells:]
@@ -98,6 +134,15 @@ class TensorStore:
     def close(self) -> None:
         self._features_hwc.clear()
         self._page_nc = self._page_nc.new_empty((0, self.channels))
+        self._pool.give_back(self._taken)
+        self._taken = []
+
+    def _page(self, cells: int) -> Tensor:
+        """Room for at least so many cells, (N, C)."""
+        cell_bytes = self.channels * self._dtype.itemsize
+        page = self._pool.take(cells * cell_bytes, self._place)
+        self._taken.append(page)
+        return page[: page.nbytes // cell_bytes * cell_bytes].view(self._dtype).view(-1, self.channels)
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +157,7 @@ def open_store(
     dtype: torch.dtype,
     device: torch.device,
     folder: Path | None = None,
+    pool: PagePool | None = None,
 ) -> FeatureStore:
     """An empty store for x_k of ``size`` cells.
 
@@ -121,7 +167,7 @@ def open_store(
     if place == "disk":
         return DiskStore(size, channels, dtype=dtype, folder=folder or folder_for_features(None), device=device)
     where = device if place == "device" else torch.device("cpu")
-    return TensorStore(size, channels, dtype=dtype, place=where, device=device)
+    return TensorStore(size, channels, dtype=dtype, place=where, device=device, pool=pool)
 
 
 def feature_bytes(network: LocalNetwork, view: Size, number: int, execution: Execution) -> int:

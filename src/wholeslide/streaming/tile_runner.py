@@ -17,7 +17,7 @@ from wholeslide.model.network import LocalNetwork
 from wholeslide.model.quantization import QuantizedStage
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.plan import Plan
-from wholeslide.streaming.stores import FeatureStore, open_store
+from wholeslide.streaming.stores import FeatureStore, PagePool, open_store
 from wholeslide.streaming.tiles import STEM_ALIGN, Tile, cover, lone_tile, partition, tile_side, work_cells
 
 
@@ -34,6 +34,7 @@ class TileRunner:
     store_folder: Path | None = None
     quantized: tuple[QuantizedStage, ...] = ()
     _room: Room = field(default_factory=Room, repr=False, compare=False)
+    _pages: PagePool = field(default_factory=PagePool, repr=False, compare=False)
 
     def step_weights(self, number: int, *, trained: bool) -> StepWeights | QuantizedStage:
         """What computes the tiles of stage ``number`` on one slide."""
@@ -99,8 +100,12 @@ class TileRunner:
         side = tile_side(self.plan.tile_px[0], stride_px=self.network.stem.stride, align=STEM_ALIGN)
         return cover(active, view_size, locality, tile_cells=side, align=STEM_ALIGN, within=own)
 
-    def begin(self) -> None:
-        """Before a step or a prediction: from here on it may take what was predicted, if tiles do not need more."""
+    def begin(self, *, training: bool) -> None:
+        """Before a step or a prediction: from here on it may take what was predicted, if tiles do not need more.
+
+        Stores of predictions hand their memory on to each other, and to the next prediction: a step's peak is elsewhere.
+        """
+        self._pages.keep(not training)
         if self.device.type == "cpu":
             there_bytes = sum(int(p.grad.nbytes) for p in self.network.parameters() if p.grad is not None)
             self._room.begin(self.plan.predicted_peak_bytes - there_bytes)
@@ -124,4 +129,5 @@ class TileRunner:
             dtype=self.plan.execution.store_dtype,
             device=self.device,
             folder=self.store_folder,
+            pool=self._pages,
         )
