@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wholeslide.bench.children import measured_row
+from wholeslide.bench.choices import choices, fractions, numbers, sizes
 from wholeslide.bench.config import SMALLEST, MemoryBenchConfig
 from wholeslide.bench.environment import environment
 from wholeslide.bench.texture import write_texture
-from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.streaming.disk_store import folder_for_features
 from wholeslide.streaming.planner import parse_memory
@@ -47,8 +44,6 @@ class MemoryCase:
     seed: int
 
 
-#: The status of a row's process where a user can mend what is wrong.
-MENDABLE = 2
 #: What a row does not repeat: how it was reached is in the command.
 _HIDDEN = ("path", "store_dir", "memory", "over_baseline_bytes", "seed")
 
@@ -85,12 +80,11 @@ def _slide_of(values: dict[str, Any]) -> tuple[Size, float]:
 
 
 def _combinations(config: MemoryBenchConfig) -> Iterable[dict[str, Any]]:
-    sizes = [Size.parse(text) for text in config.sizes.split(",")]
-    fractions = _fractions(config.tissue_fractions)
-    methods = _choices("methods", config.methods, ("local", "end-to-end"))
-    modes = _choices("modes", config.modes, ("streamed", "whole"))
-    stores = _choices("stores", config.stores, ("host", "device", "disk"))
-    networks = [("local", int(k)) for k in _choices("stages", config.stages, None) if "local" in methods]
+    slides = itertools.product(sizes(config.sizes), fractions(config.tissue_fractions))
+    methods = choices("methods", config.methods, ("local", "end-to-end"))
+    modes = choices("modes", config.modes, ("streamed", "whole"))
+    stores = choices("stores", config.stores, ("host", "device", "disk"))
+    networks = [("local", k) for k in numbers("stages", config.stages) if "local" in methods]
     networks += [("end-to-end", 1)] * ("end-to-end" in methods)
     over_baseline_bytes = None
     if config.over_baseline is not None:
@@ -98,7 +92,7 @@ def _combinations(config: MemoryBenchConfig) -> Iterable[dict[str, Any]]:
     elif config.memory != SMALLEST:
         parse_memory(config.memory)
     folder = str(folder_for_features(config.store_dir)) if "disk" in stores else None
-    for size, fraction, (method, stages), mode, store in itertools.product(sizes, fractions, networks, modes, stores):
+    for (size, fraction), (method, stages), mode, store in itertools.product(slides, networks, modes, stores):
         if mode == "whole" and store != stores[0]:
             continue  # the whole graph has no store
         yield {
@@ -120,48 +114,15 @@ def _combinations(config: MemoryBenchConfig) -> Iterable[dict[str, Any]]:
         }
 
 
-def _choices(option: str, text: str, known: tuple[str, ...] | None) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    wrong = [word for word in words if (not word.isdigit() or word == "0" if known is None else word not in known)]
-    if wrong or not words:
-        remedy = f"choose among {', '.join(known)}" if known else "give numbers of 1 or more"
-        raise ConfigError.single("not a choice", where=f"--{option} {text}", remedy=f"{remedy}, separated by commas")
-    return words
-
-
-def _fractions(text: str) -> list[float]:
-    try:
-        fractions = [float(word) for word in text.split(",")]
-    except ValueError:
-        fractions = []
-    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-        raise ConfigError.single(
-            "not parts of an area",
-            where=f"--tissue-fractions {text}",
-            remedy="give numbers above 0 and up to 1, separated by commas",
-        )
-    return fractions
-
-
 def _measured(case: MemoryCase, gemm_gflops: dict[str, float]) -> dict[str, Any]:
     """The row of one case, from a process of its own."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "wholeslide.bench.memory_row"],
-        input=json.dumps(asdict(case)),
-        capture_output=True,
-        text=True,
-    )
     facts = {key: value for key, value in asdict(case).items() if key not in _HIDDEN}
-    if finished.returncode == 0:
-        row = {**facts, **json.loads(finished.stdout.splitlines()[-1])}
+    row = measured_row("wholeslide.bench.memory_row", asdict(case), facts)
+    if row.get("measured", True):
         reachable = 1e9 * gemm_gflops[row["dtype"]] * row["seconds"]
         shares = {f"{kind}_gemm_fraction": round(row[f"{kind}_flops"] / reachable, 4) for kind in ("dense", "computed")}
         return {**row, **shares}
-    reason = finished.stderr.strip().splitlines()[-1] if finished.stderr.strip() else _ending(finished.returncode)
-    _log.warning("%s %s %sx%s could not be measured: %s", case.method, case.mode, case.width, case.height, reason)
-    return {**facts, "measured": False, "reason": reason, "mendable": finished.returncode == MENDABLE}
-
-
-def _ending(status: int) -> str:
-    """Why a process said nothing."""
-    return "killed by the system, most likely out of memory" if status == -signal.SIGKILL else f"status {status}"
+    _log.warning(
+        "%s %s %sx%s could not be measured: %s", case.method, case.mode, case.width, case.height, row["reason"]
+    )
+    return row

@@ -1,27 +1,20 @@
-"""The process of one row of ``bench memory``: a case comes on standard input as JSON, its figures leave on standard output."""
+"""The process of one row of ``bench memory``."""
 
 from __future__ import annotations
 
-import json
 import sys
 
 from wholeslide.allocator import fix_thresholds
-from wholeslide.errors import WholeslideError
+from wholeslide.bench.children import answer
 
 
 def main() -> int:
-    """Set the allocator before torch makes its first tensor, then measure; what a user can mend is said in a line."""
+    """Set the allocator before torch makes its first tensor, then measure."""
     fix_thresholds()
-    from wholeslide.bench.memory import MENDABLE, MemoryCase
+    from wholeslide.bench.memory import MemoryCase
     from wholeslide.bench.memory_step import measure
 
-    try:
-        row = measure(MemoryCase(**json.load(sys.stdin)))
-    except WholeslideError as error:
-        sys.stderr.write(f"{error}\n")
-        return MENDABLE
-    sys.stdout.write(json.dumps(row) + "\n")
-    return 0
+    return answer(lambda case: measure(MemoryCase(**case)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from scipy import ndimage
 from wholeslide.allocator import return_freed_memory
 from wholeslide.bench.flops import CountingRunner, StepFlops
 from wholeslide.bench.memory import MemoryCase
+from wholeslide.bench.process_memory import AnonymousPeak, reset_peak, status_bytes
 from wholeslide.bench.texture import SQUARE_PX, Disc
 from wholeslide.bench.whole_step import require_memory
 from wholeslide.draws import Draws
@@ -37,7 +36,6 @@ from wholeslide.streaming.reference import WholeEngine
 from wholeslide.streaming.timings import remembered_execution
 from wholeslide.verify import redraw_weights
 
-_SAMPLING_SECONDS = 0.02
 _CPU = torch.device("cpu")
 #: Rows of the slide that are marked as varying at once.
 _STRIP_PX = 512
@@ -62,13 +60,13 @@ def measure(case: MemoryCase) -> dict[str, Any]:
     view = _open_view(case, network)
     work = _whole(case, network, view.size) if case.mode == "whole" else _streamed(case, network, view)
     return_freed_memory()  # what timing and planning left behind would count as the baseline, and hide what the step takes
-    baseline_bytes = _status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    with _AnonymousPeak() as anonymous:
+    baseline_bytes = status_bytes("VmRSS")
+    reset_peak()
+    with AnonymousPeak() as anonymous:
         begun = time.perf_counter()
         work.engine.step(view, 1, Draws(case.seed, 0, "bench"))
         seconds = time.perf_counter() - begun
-    peak_bytes = _status_bytes("VmHWM")
+    peak_bytes = status_bytes("VmHWM")
     trained = [p for p in network.parameters() if p.requires_grad]
     predicted_bytes = baseline_bytes + work.step_bytes if work.step_bytes is not None else None
     return {
@@ -180,32 +178,3 @@ def varying_of(view: SlideView, fraction: float) -> VaryingPixels:
             pixels = disc.pixels(strip)[inside.relative_to(strip).rows_columns]
             varying.note(inside.relative_to(whole_box), pixels[..., None].astype(np.float32), np.zeros(1, np.float32))
     return varying
-
-
-def _status_bytes(key: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert match is not None, f"no {key} in /proc/self/status"
-    return int(match[1]) * 1024
-
-
-class _AnonymousPeak:
-    """The largest RssAnon, sampled on a thread: files that the system may drop are not in it."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> _AnonymousPeak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._done.is_set():
-            self.peak_bytes = max(self.peak_bytes, _status_bytes("RssAnon"))
-            self._done.wait(_SAMPLING_SECONDS)

@@ -70,7 +70,7 @@ class Disc:
 def write_texture(path: Path, size: Size, *, seed: int, tissue_fraction: float = 1.0) -> None:
     """A tiled JPEG TIFF with reduced levels: a disc of random blobs that covers ``tissue_fraction``, white beside it."""
     rng = np.random.default_rng(seed)
-    patterns = [_pattern(rng) for _ in range(_PATTERNS)]
+    patterns = [random_pattern(rng, _TILE_PX) for _ in range(_PATTERNS)]
     columns, rows = -(-size.width // _TILE_PX), -(-size.height // _TILE_PX)
     chosen = rng.integers(_PATTERNS, size=(rows, columns))
     disc = Disc.covering(size, tissue_fraction)
@@ -78,7 +78,7 @@ def write_texture(path: Path, size: Size, *, seed: int, tissue_fraction: float =
         for downsample in _DOWNSAMPLES:
             level = Size(-(-size.width // downsample), -(-size.height // downsample))
             file.write(
-                _tiles(disc, chosen, [_reduced(pattern, downsample) for pattern in patterns], downsample),
+                _tiles(disc, chosen, [reduced(pattern, downsample) for pattern in patterns], downsample),
                 shape=(level.height, level.width, 3),
                 dtype=np.uint8,
                 tile=(_TILE_PX, _TILE_PX),
@@ -111,19 +111,19 @@ def _tiles(
             yield tile
 
 
-def _pattern(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Noise at three scales, (h, w, 3)."""
-    pixels = np.full((_TILE_PX, _TILE_PX, 3), _MEAN_RGB, np.float64)
+def random_pattern(rng: np.random.Generator, side_px: int) -> npt.NDArray[np.uint8]:
+    """Noise at three scales, (side, side, 3)."""
+    pixels = np.full((side_px, side_px, 3), _MEAN_RGB, np.float64)
     for scale in (1, 4, 16):
-        shape = (_TILE_PX // scale, _TILE_PX // scale)
+        shape = (side_px // scale, side_px // scale)
         coarse = _LIGHT * rng.normal(size=(*shape, 1)) + _COLOUR * rng.normal(size=(*shape, 3))
         pixels += coarse.repeat(scale, axis=0).repeat(scale, axis=1)
     return np.clip(pixels, 0, _WHITE).astype(np.uint8)
 
 
-def _reduced(pattern: npt.NDArray[np.uint8], downsample: int) -> npt.NDArray[np.uint8]:
+def reduced(pattern: npt.NDArray[np.uint8], downsample: int) -> npt.NDArray[np.uint8]:
     """The mean of each ``downsample`` × ``downsample`` pixels."""
-    side = _TILE_PX // downsample
+    side = len(pattern) // downsample
     means: npt.NDArray[np.uint8] = (
         pattern.reshape(side, downsample, side, downsample, 3).mean(axis=(1, 3)).astype(np.uint8)
     )

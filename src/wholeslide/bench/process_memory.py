@@ -1,0 +1,43 @@
+"""What the system says of this process's memory."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+_SAMPLING_SECONDS = 0.02
+
+
+def reset_peak() -> None:
+    """Let ``VmHWM`` start anew from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status_bytes(key: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match is not None, f"no {key} in /proc/self/status"
+    return int(match[1]) * 1024
+
+
+class AnonymousPeak:
+    """The largest RssAnon, sampled on a thread: files that the system may drop are not in it."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> AnonymousPeak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.is_set():
+            self.peak_bytes = max(self.peak_bytes, status_bytes("RssAnon"))
+            self._done.wait(_SAMPLING_SECONDS)
