@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from wholeslide.errors import ConfigError
+from wholeslide.slides.config import LARGEST_MPP
 
 SMALLEST = "smallest"
 
@@ -57,4 +58,39 @@ class MemoryBenchConfig:
                 "two limits of memory",
                 where=f"--memory {self.memory} --over-baseline {self.over_baseline}",
                 remedy="give one of the two",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IoBenchConfig:
+    """Measure how fast slides are read at a working resolution, for every combination of the choices.
+
+    Args:
+        sizes: WIDTHxHEIGHT of the slides in pixels at 5x (2 microns a pixel), separated by commas.
+        readers: fast (ours), openslide-patch (256-pixel patches one by one, as is usual), openslide-region (large regions,
+            area-averaged), fastslide (the package, if it is installed), separated by commas.
+        formats: How tiles are stored: jpeg (colour at half the resolution), jpeg-rgb, jpeg2000, separated by commas.
+        mpp: Microns per working pixel, 1 or coarser; the slides are at 0.25, 1 and 4.
+        threads: Threads that read, on as many cores, separated by commas.
+        texture: A slide whose tissue the slides are made of; made up by default, which takes longer to decode than tissue.
+        seed: Decides where which texture lies.
+
+    Raises:
+        ConfigError: the resolution is finer than the texture.
+    """
+
+    sizes: str = "8698x7496"
+    readers: str = "fast,openslide-patch,openslide-region,fastslide"
+    formats: str = "jpeg"
+    mpp: float = 2.0
+    threads: str = "1,2"
+    texture: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.mpp <= LARGEST_MPP:
+            raise ConfigError.single(
+                "not a resolution at which there is texture",
+                where=f"--mpp {self.mpp:g}",
+                remedy=f"give 1 to {LARGEST_MPP:g} microns per pixel",
             )

@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": "Classify slides that were never seen before.",
     "verify": "Show on this machine that streaming tile by tile is exact.",
     "bench memory": "Measure the peak memory and the time of one training step.",
+    "bench io": "Measure how fast slides are read, by our reader and by usual ones.",
     "doctor": "Check this installation, and say what to mend.",
 }
 """Every command with its summary, in the order in which a newcomer meets them."""

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholeslide.bench.config import MemoryBenchConfig
+from wholeslide.cli.bench_output import check_picture, command_line, status_of, write_picture, write_result
 from wholeslide.cli.command import Command
-from wholeslide.cli.failures import MENDABLE, UNEXPECTED, write_line
+from wholeslide.cli.failures import write_line
 from wholeslide.cli.output import format_bytes, print_table, write
 from wholeslide.errors import ConfigError
 
 if TYPE_CHECKING:
     from wholeslide.bench.comparison import Share
-
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +38,7 @@ class BenchMemoryArguments:
     def __post_init__(self) -> None:
         if self.plot is None:
             return
-        if self.plot.suffix.lower() not in _PICTURES:
-            raise ConfigError.single(
-                "not a picture", where=f"--plot {self.plot}", remedy=f"end it in {', '.join(_PICTURES)}"
-            )
+        check_picture(self.plot)
         if "end-to-end" not in self.bench.methods or "whole" not in self.bench.modes:
             raise ConfigError.single(
                 "nothing to be in percent of",
@@ -58,13 +51,12 @@ def run(arguments: BenchMemoryArguments) -> int:
     """Measure, show, and write; 2 where nothing could be measured and the user can mend that, else 1."""
     from wholeslide.bench.comparison import shares_of_end_to_end
     from wholeslide.bench.memory import bench_memory
-    from wholeslide.train.checkpoint import disk_errors, write_atomically
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     found = bench_memory(arguments.bench, on_row=_report)
-    content = {"environment": found["environment"], "command": command_line(arguments), "rows": found["rows"]}
-    with disk_errors(arguments.out):
-        write_atomically(arguments.out, (json.dumps(content, indent=2) + "\n").encode())
+    write_result(
+        arguments.out, found, command_line(COMMAND.name, arguments.bench, out=arguments.out, plot=arguments.plot)
+    )
     measured = [row for row in found["rows"] if row.get("measured", True)]
     _show(measured)
     shares = shares_of_end_to_end(found["rows"])
@@ -75,30 +67,10 @@ def run(arguments: BenchMemoryArguments) -> int:
     if arguments.plot is not None and drawn:
         from wholeslide.bench.picture import draw_shares
 
-        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(arguments.plot):
-            draw_shares(shares, arguments.plot)
-        write(f"Drawn in {arguments.plot}")
+        write_picture(arguments.plot, lambda path: draw_shares(shares, path))
     elif arguments.plot is not None:
         write_line("no picture: end to end in one piece ran at no size")
-    return 0 if measured else _nothing_measured(found["rows"])
-
-
-def _nothing_measured(rows: Sequence[dict[str, Any]]) -> int:
-    if not all(row.get("mendable", False) for row in rows):
-        return UNEXPECTED
-    for reason in dict.fromkeys(row["reason"] for row in rows):
-        write_line(f"error: {reason}")
-    return MENDABLE
-
-
-def command_line(arguments: BenchMemoryArguments) -> str:
-    """The command with every option spelled out, so that it stays the same whatever the defaults become."""
-    words = ["wholeslide", "bench", "memory"]
-    chosen = {field.name: getattr(arguments.bench, field.name) for field in dataclasses.fields(arguments.bench)}
-    for name, value in {**chosen, "out": arguments.out, "plot": arguments.plot}.items():
-        words += [] if value is None else ["--" + name.replace("_", "-"), str(value)]
-    return shlex.join(words)
+    return status_of(found["rows"])
 
 
 def _report(row: dict[str, Any]) -> None:

@@ -168,19 +168,20 @@ def sample(reader: SlideReader, sampling: Sampling, whole_box: Box, background_r
     return sampling.resampling.average(level_hwc, whole_box)
 
 
-def open_working_slide(path: Path, config: SlideConfig, *, mpp: float | None = None) -> WorkingSlide:
+def open_working_slide(path: Path, config: SlideConfig, *, mpp: float | None = None, fast: bool = True) -> WorkingSlide:
     """Open a slide at the working resolution and find its tissue.
 
     Args:
         path: a slide, an image, or the folder of a DICOM slide.
         config: the resolution and what becomes of the background.
         mpp: microns per stored pixel, where the manifest gives it for this slide.
+        fast: decode stored tiles directly, where their layout is understood.
 
     Raises:
         SlideError: the file is missing or unreadable, has no usable scale or one coarser than the target, is smaller
             than 32 working pixels a side, or has no tissue.
     """
-    reader = open_slide(path, icc=config.icc, decoders=config.decoders)
+    reader = open_slide(path, fast=fast, icc=config.icc, decoders=config.decoders)
     try:
         return _open(reader, config, mpp)
     except BaseException:
