@@ -25,6 +25,7 @@ LAYERS = (
     ("cohort",),
     ("model",),
     ("streaming",),
+    ("baselines",),
     ("train",),
     ("predict",),
     ("verify_config",),

@@ -1,0 +1,1 @@
+"""What whole-slide networks are compared with: classifiers of patch features."""
