@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_read_is_passed_on_or_raised(run: Run, tmp_path: P
 
 def test_an_answer_that_is_not_a_number_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = StreamingEngine(run.load_network("best"), run.plan, torch.device("cpu"))
-    monkeypatch.setattr(engine, "predict", lambda _view: np.full((2, 2), np.nan))
+    monkeypatch.setattr(engine, "predict", lambda _view, **_: np.full((2, 2), np.nan))
     with pytest.raises(
         SlideError, match=r"the network's answer is not a number \(.*\.png\): the weights have diverged"
     ):

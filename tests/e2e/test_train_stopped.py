@@ -113,9 +113,9 @@ def test_a_signal_in_validation_saves_the_trained_epoch(
 ) -> None:
     predict = StreamingEngine.predict
 
-    def signalled(self: StreamingEngine, view: Any) -> Any:
+    def signalled(self: StreamingEngine, view: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return predict(self, view)
+        return predict(self, view, **kwargs)
 
     monkeypatch.setattr(StreamingEngine, "predict", signalled)
     with pytest.raises(Interrupted):
