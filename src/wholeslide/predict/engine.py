@@ -75,13 +75,15 @@ def plan_for(
         RunError: there is no checkpoint, or it is damaged.
         ConfigError: nothing fits into ``memory``.
     """
+    # The run's own arithmetic down to its layout: the same rows whenever and wherever a prediction is gone on with.
+    own = run.plan.execution if precision in (None, "int8", run.plan.execution.precision) else None
     arithmetic = run.plan.execution.precision if precision is None or precision == "int8" else precision
     config = StreamingConfig(memory=memory or run.config.memory, store=run.config.store, precision=arithmetic)
     file, largest = (
         ("the run's largest slide", run.plan.largest) if memory is None else largest_slide(slides, slide_config)
     )
     try:
-        return make_plan(run.load_network("best").to(device), largest, config, device, training=False)
+        return make_plan(run.load_network("best").to(device), largest, config, device, training=False, execution=own)
     except NotEnoughMemoryError as error:
         needed = gib(error.needed_bytes)
         raise ConfigError.single(

@@ -83,6 +83,7 @@ def make_plan(
     *,
     training: bool = True,
     over_baseline_bytes: int | None = None,
+    execution: Execution | None = None,
 ) -> Plan:
     """Choose precision, layout, store and tile sizes for slides of up to ``largest`` pixels.
 
@@ -93,12 +94,15 @@ def make_plan(
         device: where tiles are computed.
         training: whether gradients will be asked for; a prediction needs less memory.
         over_baseline_bytes: what a step may hold above the process as it is then, in place of the limit in ``config``.
+        execution: precision and layout, where they are given; then nothing is timed, and the plan expects no seconds.
 
     Raises:
         NotEnoughMemoryError: the memory that the user named is not enough for the smallest tiles.
     """
     network = _at(network, config, device)
-    execution, timing = remembered_execution(network, config.precision, device)
+    timing: Timing | None = None
+    if execution is None:
+        execution, timing = remembered_execution(network, config.precision, device)
     largest = network.padded_size(largest)
     held_bytes = process_bytes(network, device, training=training)
     freed_bytes = _freed_bytes(config, device)
