@@ -79,7 +79,10 @@ def test_family_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--help"]) == 0
     assert "bench memory" in capsys.readouterr().out
     assert main(["bench", "memry"]) == 2
-    assert capsys.readouterr().err == "error: unknown command (bench memry): did you mean bench memory or bench io?\n"
+    assert (
+        capsys.readouterr().err
+        == "error: unknown command (bench memry): did you mean bench memory or bench speed or bench io?\n"
+    )
 
 
 @pytest.mark.parametrize("words", [["--help"], *(f"{name} --help".split() for name in COMMANDS)])

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wholeslide.errors import ConfigError
+from wholeslide.errors import ConfigError, too_small
 from wholeslide.slides.config import LARGEST_MPP
 
 SMALLEST = "smallest"
+PAPER_SIZES = "8698x7496,12223x10057,23849x10257"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class MemoryBenchConfig:
         ConfigError: both limits of memory are given.
     """
 
-    sizes: str = "8698x7496,12223x10057,23849x10257"
+    sizes: str = PAPER_SIZES
     methods: str = "local"
     stages: str = "8"
     modes: str = "streamed"
@@ -94,3 +95,41 @@ class IoBenchConfig:
                 where=f"--mpp {self.mpp:g}",
                 remedy=f"give 1 to {LARGEST_MPP:g} microns per pixel",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedBenchConfig:
+    """Measure how long it takes from a file to its prediction, for every combination of the choices.
+
+    Args:
+        sizes: WIDTHxHEIGHT of the slides in pixels at 5x (2 microns a pixel), separated by commas; the paper's three by default.
+        pipelines: local (this library), local-int8, gabmil-usual (patch features and gated attention as public pipelines
+            compute them), gabmil-tuned (the same network with this library's means), separated by commas.
+        tissue_fractions: Parts of the slide's area that a disc of texture covers, separated by commas; all else is white.
+        dtype: Arithmetic of all but local-int8: bf16, fp32, or both, separated by commas.
+        first_stride: Strides of the backbone's first convolution, separated by commas: 3 is the paper's, 2 a ResNet's own.
+        stages: Number K of stages of the local network.
+        backbone: A timm network of local operations, for all pipelines; its weights are random.
+        texture: A slide whose tissue the slides are made of; made up by default, which takes longer to decode than tissue.
+        repeats: Times that each thing is timed; the shortest counts.
+        seed: Decides weights and where which texture lies.
+
+    Raises:
+        ConfigError: there would be nothing to time.
+    """
+
+    sizes: str = PAPER_SIZES
+    pipelines: str = "local,local-int8,gabmil-usual,gabmil-tuned"
+    tissue_fractions: str = "1.0"
+    dtype: str = "bf16,fp32"
+    first_stride: str = "3,2"
+    stages: int = 8
+    backbone: str = "resnet34"
+    texture: Path | None = None
+    repeats: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = too_small(self, {"stages": 1, "repeats": 1})
+        if problems:
+            raise ConfigError(problems)

@@ -38,12 +38,14 @@ def environment() -> dict[str, Any]:
 
 
 def gemm_gflops(dtype: torch.dtype) -> float:
-    """The best of a few square matrix products, in 10⁹ floating-point operations a second."""
-    a = torch.rand((_GEMM_SIDE, _GEMM_SIDE)).to(dtype)
+    """The best of a few square matrix products, in 10⁹ operations a second; of int8 they are summed in int32."""
+    integer = dtype == torch.int8
+    a = torch.randint(-127, 128, (_GEMM_SIDE, _GEMM_SIDE)) if integer else torch.rand((_GEMM_SIDE, _GEMM_SIDE))
+    a, product = a.to(dtype), torch._int_mm if integer else torch.mm
     seconds = []
     for _ in range(_GEMM_REPEATS + 1):
         begun = time.perf_counter()
-        torch.mm(a, a)
+        product(a, a)
         seconds.append(time.perf_counter() - begun)
     return round(2 * _GEMM_SIDE**3 / min(seconds[1:]) / 1e9, 1)
 

@@ -83,6 +83,16 @@ class StepFlops:
                 total += self._grid(number, cells, backward=True) + self._classifier(number, cells)
         return total + self._decoders()
 
+    def forward(self) -> int:
+        """Of a prediction without tiles, with every stage's classifier."""
+        total = 0
+        for number in range(self._network.depth + 1):
+            total += self._part(number, self._input_size(number), backward=False)
+            if number:
+                cells = self._grid_size(number).area
+                total += self._grid(number, cells, backward=False) + self._classifier(number, cells, trained=False)
+        return total
+
     def active(self, varying: VaryingPixels) -> int:
         """Of the cells, layer by layer, that see a varying block or the border; and, once, of what stands for the others."""
         total = 0
@@ -123,15 +133,16 @@ class StepFlops:
         flops = 2 * self._network.head(number).to_grid.weight.numel()
         return cells * flops * (forward + backward * _WEIGHTS_AND_INPUT)
 
-    def _classifier(self, number: int, rows: int, *, part_by_part: bool = False) -> int:
+    def _classifier(self, number: int, rows: int, *, trained: bool = True, part_by_part: bool = False) -> int:
         """Of the classifier behind its grid, with so many rows: both branches of attention, its score, the pooling.
 
         Part by part, the rows pass three times forward, once back to weights and rows, and once to the rows alone.
         """
         head = self._network.head(number)
         a_row = sum(layer.weight.numel() for layer in (head.attention_tanh, head.attention_gate, head.attention_score))
-        once = (head.hidden.weight.numel() + head.logits.weight.numel()) * (1 + _WEIGHTS_AND_INPUT)
-        scored, pooled = (6, 5) if part_by_part else (1 + _WEIGHTS_AND_INPUT, 1 + _WEIGHTS_AND_INPUT)
+        ways = 1 + _WEIGHTS_AND_INPUT * trained
+        once = (head.hidden.weight.numel() + head.logits.weight.numel()) * ways
+        scored, pooled = (6, 5) if part_by_part else (ways, ways)
         return 2 * (rows * (scored * a_row + pooled * head.to_grid.out_channels) + once)
 
     def _decoders(self, *, region_by_region: bool = False) -> int:

@@ -6,7 +6,10 @@ import re
 import threading
 from pathlib import Path
 
+import psutil
+
 _SAMPLING_SECONDS = 0.02
+_WORKERS_SAMPLING_SECONDS = 0.25
 
 
 def reset_peak() -> None:
@@ -41,3 +44,33 @@ class AnonymousPeak:
         while not self._done.is_set():
             self.peak_bytes = max(self.peak_bytes, status_bytes("RssAnon"))
             self._done.wait(_SAMPLING_SECONDS)
+
+
+class WorkersPeak:
+    """The largest memory that this process's children hold together and share with nobody, sampled on a thread."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> WorkersPeak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        own = psutil.Process()
+        while not self._done.is_set():
+            self.peak_bytes = max(self.peak_bytes, sum(_unshared_bytes(child) for child in own.children()))
+            self._done.wait(_WORKERS_SAMPLING_SECONDS)
+
+
+def _unshared_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().uss)
+    except psutil.Error:  # it has ended
+        return 0

@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "Show on this machine that streaming tile by tile is exact.",
     "bench memory": "Measure the peak memory and the time of one training step.",
     "bench io": "Measure how fast slides are read, by our reader and by usual ones.",
+    "bench speed": "Measure the time from a slide's file to its prediction, beside patch features with attention.",
     "doctor": "Check this installation, and say what to mend.",
 }
 """Every command with its summary, in the order in which a newcomer meets them."""

@@ -195,7 +195,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = create_backbone(name)
-        _set_first_stride(backbone, config)
+        set_first_stride(backbone, first_stride_of(config))
         stem, stages = cut_into_stages(trace(backbone, name), config.stages, name=name)
         load_weights(backbone, name, config.weights if pretrained else "random")
         heads = [
@@ -226,8 +226,8 @@ def first_stride_of(config: ModelConfig) -> int | None:
     return 3 if config.backbone.startswith("resnet") else None
 
 
-def _set_first_stride(backbone: nn.Module, config: ModelConfig) -> None:
-    stride = first_stride_of(config)
+def set_first_stride(backbone: nn.Module, stride: int | None) -> None:
+    """Give the first convolution this stride; leave it as it is where there is none."""
     if stride is None:
         return
     first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -189,7 +189,7 @@ class StreamingEngine:
         weights = stem.step_weights(trained=False, dtype=self.plan.execution.multiplied_dtype)
         tiles = runner.stem_tiles(view.size)
         self.waited_seconds = 0.0
-        for tile, pixels_hwc in zip(tiles, self._read_ahead(view, tiles, background), strict=True):
+        for tile, pixels_hwc in zip(tiles, read_ahead(view, tiles, background, self._wait), strict=True):
             window = tile.cell_window
             if pixels_hwc is None:
                 assert background is not None
@@ -214,28 +214,37 @@ class StreamingEngine:
                 work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
         return work
 
-    def _read_ahead(
-        self, view: PixelSource, tiles: Sequence[Tile], background: npt.NDArray[np.float32] | None
-    ) -> Iterator[npt.NDArray[np.float32] | None]:
-        """The pixels of each tile's window, (h, w, 3), the next ones read while one is computed.
+    def _wait(self, seconds: float) -> None:
+        self.waited_seconds += seconds
 
-        Nothing for a window that is known to be all ``background``: it is not read.
-        """
 
-        def pixels(window: Box) -> npt.NDArray[np.float32] | None:
-            return None if background is not None and view.is_background(window) else view.read(window)
+def read_ahead(
+    view: PixelSource,
+    tiles: Sequence[Tile],
+    background: npt.NDArray[np.float32] | None,
+    on_wait: Callable[[float], None] | None = None,
+) -> Iterator[npt.NDArray[np.float32] | None]:
+    """The pixels of each tile's window, (h, w, 3), the next ones read while one is computed.
 
-        def taken(read: Future[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
-            begun = time.perf_counter()
-            window_hwc = read.result()
-            self.waited_seconds += time.perf_counter() - begun
-            return window_hwc
+    Nothing for a window that is known to be all ``background``: it is not read. ``on_wait`` is told the seconds for which each
+    window was waited for.
+    """
 
-        with ThreadPoolExecutor(max_workers=_WINDOWS_AHEAD, thread_name_prefix="pixels") as threads:
-            pending: deque[Future[npt.NDArray[np.float32] | None]] = deque()
-            for tile in tiles:
-                pending.append(threads.submit(pixels, tile.cell_window))
-                if len(pending) > _WINDOWS_AHEAD:
-                    yield taken(pending.popleft())
-            while pending:
+    def pixels(window: Box) -> npt.NDArray[np.float32] | None:
+        return None if background is not None and view.is_background(window) else view.read(window)
+
+    def taken(read: Future[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
+        begun = time.perf_counter()
+        window_hwc = read.result()
+        if on_wait is not None:
+            on_wait(time.perf_counter() - begun)
+        return window_hwc
+
+    with ThreadPoolExecutor(max_workers=_WINDOWS_AHEAD, thread_name_prefix="pixels") as threads:
+        pending: deque[Future[npt.NDArray[np.float32] | None]] = deque()
+        for tile in tiles:
+            pending.append(threads.submit(pixels, tile.cell_window))
+            if len(pending) > _WINDOWS_AHEAD:
                 yield taken(pending.popleft())
+        while pending:
+            yield taken(pending.popleft())

@@ -1,0 +1,138 @@
+"""What the rows of ``bench speed`` are made of and compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from wholeslide.bench.flops import StepFlops
+from wholeslide.bench.paper import TABLE_3
+from wholeslide.bench.pipelines.case import SpeedCase
+from wholeslide.bench.pipelines.patches import PatchEncoder, patches_of, tissue_patches
+from wholeslide.bench.pipelines.pipeline import open_tissue
+from wholeslide.bench.pyramid import texture_tiles, write_pyramid
+from wholeslide.bench.speed_picture import draw_speed
+from wholeslide.bench.speed_ratios import AS_USUAL, EQUAL, paper_ratio, ratios
+from wholeslide.errors import ConfigError
+from wholeslide.geometry import Box, Size
+from wholeslide.model.config import ModelConfig
+from wholeslide.model.network import build_network
+
+
+def row(pipeline: str, dtype: str, stride: int, seconds: float, **others: Any) -> dict[str, Any]:
+    return {
+        **{"pipeline": pipeline, "dtype": dtype, "first_stride": stride, "width": 8698, "height": 7496},
+        **{"tissue_fraction": 1.0, "total_seconds": seconds, "read_seconds": 1.0, "compute_seconds": seconds / 2},
+        **{"flops": 10 * stride, **others},
+    }
+
+
+def test_like_is_compared_with_like_and_the_usual_with_the_papers() -> None:
+    found = ratios(
+        [
+            row("local", "bf16", 3, 2.0),
+            row("local", "fp32", 2, 4.0),
+            row("gabmil-usual", "fp32", 2, 20.0),
+            row("gabmil-tuned", "bf16", 3, 3.0, read_seconds=0.5),
+            row("gabmil-tuned", "bf16", 2, 5.0),
+        ]
+    )
+    assert [(r.gabmil, r.local, r.kind, r.total) for r in found] == [
+        ("gabmil-usual fp32 /2", "local bf16 /3", AS_USUAL, 10.0),
+        ("gabmil-usual fp32 /2", "local fp32 /2", EQUAL, 5.0),
+        ("gabmil-tuned bf16 /3", "local bf16 /3", EQUAL, 1.5),
+    ]
+    assert (found[2].read, found[2].compute, found[2].flops) == (0.5, 1.5, 1.0)
+    assert found[0].flops == pytest.approx(2 / 3)
+    assert found[0].paper_total == pytest.approx(2.9 / 0.3)
+
+
+def test_other_slides_and_what_was_not_measured_are_not_compared() -> None:
+    local = row("local", "bf16", 3, 2.0)
+    others: list[dict[str, Any]] = [{"tissue_fraction": 0.3}, {"width": 700}, {"measured": False}]
+    assert ratios([local, *(row("gabmil-tuned", "bf16", 3, 2.0, **other) for other in others)]) == []
+    assert (
+        ratios([row("local", "bf16", 3, 2.0, width=700), row("gabmil-tuned", "bf16", 3, 3.0, width=700)])[0].paper_total
+        is None
+    )
+
+
+def test_the_papers_own_ratios() -> None:
+    assert [round(ratio, 1) for size in TABLE_3 if (ratio := paper_ratio(size)) is not None] == [9.7, 7.3, 9.5]
+    assert paper_ratio(Size(1, 1)) is None
+    for seconds in TABLE_3.values():
+        assert seconds.tiling + seconds.features == pytest.approx(seconds.total)
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_the_picture_is_drawn(ending: str, tmp_path: Path) -> None:
+    rows = [row("local", "bf16", 3, 2.0), row("gabmil-usual", "fp32", 2, 20.0), row("gabmil-tuned", "bf16", 3, 3.0)]
+    rows += [{**each, "tissue_fraction": 0.3} for each in rows]
+    draw_speed(rows, tmp_path / f"speed{ending}")
+    draw_speed(rows[:1], tmp_path / f"local{ending}")
+    assert (tmp_path / f"speed{ending}").stat().st_size > 10_000
+
+
+def test_patches_cover_the_slide() -> None:
+    boxes = patches_of(Size(600, 300))
+    assert boxes == [Box(left, top, 256, 256) for top in (0, 44) for left in (0, 256, 344)]
+    assert len(patches_of(Size(8698, 7496))) == 34 * 30
+    with pytest.raises(ConfigError, match=r"smaller than a patch \(--sizes 255x300\)"):
+        patches_of(Size(255, 300))
+
+
+def test_patches_of_the_tissue_are_at_least_half_of_it(tmp_path: Path) -> None:
+    size = Size(2048, 1536)
+    write_pyramid(tmp_path / "slide.svs", size, texture_tiles(None, seed=0), seed=0, tissue_fraction=0.3)
+    slide = open_tissue(case(tmp_path / "slide.svs", size, tissue_fraction=0.3))
+    chosen = tissue_patches(slide)
+    assert {box for box in patches_of(size) if slide.mask.covers(box)} <= set(chosen)
+    assert all(slide.mask.pixels(box).mean() >= 0.5 for box in chosen)
+    assert sum(box.size.area for box in chosen) / size.area == pytest.approx(0.3, abs=0.06)
+    slide.close()
+
+
+def case(path: Path, size: Size, *, tissue_fraction: float) -> SpeedCase:
+    return SpeedCase(
+        path=str(path),
+        width=size.width,
+        height=size.height,
+        tissue_fraction=tissue_fraction,
+        pipeline="gabmil-usual",
+        dtype="fp32",
+        first_stride=2,
+        stages=2,
+        backbone="resnet10t",
+        repeats=1,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_the_encoder_strides_as_it_is_told_and_averages(stride: int) -> None:
+    chosen = SpeedCase(**{**vars(case(Path("a.svs"), Size(256, 256), tissue_fraction=1)), "first_stride": stride})
+    encoder = PatchEncoder(chosen)
+    patches = torch.from_numpy(np.random.default_rng(0).random((2, 3, 96, 96), dtype=np.float32))
+    maps = encoder.backbone(patches)
+    assert maps.shape == (2, 512, -(-96 // (16 * stride)), -(-96 // (16 * stride)))
+    torch.testing.assert_close(encoder(patches), maps.flatten(2).mean(2))
+
+
+def test_a_predictions_arithmetic_is_what_torch_counts() -> None:
+    """Layer by layer from the graph, against the multiplications that torch sees in one pass over the whole view."""
+    config = ModelConfig(backbone="resnet10t", stages=2, weights="random", reconstruction=False)
+    network = build_network(config, classes=2, pixel_mean=(0.5,) * 3, pixel_std=(0.3,) * 3, seed=0)
+    network.eval()
+    view = network.padded_size(Size(576, 480))
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        x_bchw = network.stem(torch.zeros(1, 3, view.height, view.width))
+        for number in (1, 2):
+            x_bchw = network.stage(number)(x_bchw)
+            z_nc = network.head(number).grid(x_bchw).flatten(2)[0].T
+            network.head(number)([z_nc])
+    assert StepFlops(network, view).forward() == pytest.approx(counted.get_total_flops(), rel=1e-3)
