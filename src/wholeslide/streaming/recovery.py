@@ -88,11 +88,11 @@ def take_smaller_plan(engine: StreamingEngine, file: str, reason: str) -> None:
     smaller = engine.plan.smaller
     if smaller is None:
         raise SlideMemoryError(file, reason, "not enough memory, even with the smallest tiles")
-    longer = smaller.seconds_per_megapixel / engine.plan.seconds_per_megapixel
+    timed = engine.plan.seconds_per_megapixel  # none where a plan's arithmetic was given to it
+    longer = f", which takes about {smaller.seconds_per_megapixel / timed:.1f} times as long" if timed else ""
     engine.go_on_with(smaller)
     logger.warning(
-        "not enough memory for %s: it is done again, and all from here on, with tiles of at most %d px and no graphs kept, "
-        "which takes about %.1f times as long",
+        "not enough memory for %s: it is done again, and all from here on, with tiles of at most %d px and no graphs kept%s",
         file,
         max(smaller.tile_px[1:]),
         longer,
