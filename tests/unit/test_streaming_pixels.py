@@ -67,7 +67,7 @@ def test_no_more_than_two_windows_are_read_ahead(engine: StreamingEngine, monkey
         return run(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TileRunner, "run", counted)
-    engine._stem(view)
+    engine._stem(engine.runner, view)
     assert computed[0] == len(view.read_boxes) > 10
     assert max(ahead) <= 2
 

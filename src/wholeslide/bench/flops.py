@@ -14,7 +14,7 @@ from wholeslide.geometry import Box, Size
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.locality import Locality, compose
 from wholeslide.model.network import LocalNetwork
-from wholeslide.model.quantization import QuantizedStage
+from wholeslide.model.quantization import QuantizedPart
 from wholeslide.model.reconstruction import region_count, region_side
 from wholeslide.model.stages import Stage
 from wholeslide.model.tracing import localities_of
@@ -233,7 +233,7 @@ class CountingRunner(TileRunner):
         self.tiles_of[number] = super().tiles(number, input_size, varying)
         return self.tiles_of[number]
 
-    def run(self, weights: StepWeights | QuantizedStage, window_bchw: Tensor, tile: Tile) -> Tensor:
+    def run(self, weights: StepWeights | QuantizedPart, window_bchw: Tensor, tile: Tile) -> Tensor:
         """A tile's own cells; a hook tells whether anything comes back through them."""
         own_bchw = super().run(weights, window_bchw, tile)
         number = max(self.tiles_of, default=0)

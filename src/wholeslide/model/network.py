@@ -125,9 +125,14 @@ class LocalNetwork(nn.Module):
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def to_input(self, pixels_hwc: np.ndarray) -> Tensor:
-        """Pixels in [0, 1], (h, w, 3), normalised by the training tissue: (1, 3, h, w), channels last in memory."""
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels_hwc)).to(self.pixel_mean)
-        return pixels.sub(self.pixel_mean).div_(self.pixel_std)[None].permute(0, 3, 1, 2)
+        """Pixels, (h, w, 3), normalised by the training tissue: (1, 3, h, w), channels last in memory.
+
+        Args:
+            pixels_hwc: uint8, or floating-point numbers in [0, 1].
+        """
+        pixels = torch.from_numpy(np.ascontiguousarray(pixels_hwc)).to(self.pixel_mean.device)
+        white = 255 if pixels.dtype == torch.uint8 else 1
+        return pixels.sub(white * self.pixel_mean).div_(white * self.pixel_std)[None].permute(0, 3, 1, 2)
 
     def reach(self, number: int) -> Locality:
         """Which pixels a cell of x_k depends on; ``number`` 0 is the stem's output."""

@@ -1,70 +1,101 @@
-"""Stages that multiply 8-bit integers, for prediction: twice as fast as bfloat16 where the processor has such instructions.
+"""Stem and stages that multiply 8-bit integers, for prediction: twice as fast as bfloat16 where a processor can.
 
-Torch's own post-training quantisation does the work: norms are folded, weights get a scale a channel, activations one a tensor,
-from the ranges that were observed on a few windows of slides. Classifiers and the stem stay as they are.
+Norms are folded, weights get a scale a channel, and activations one a tensor, from the ranges that torch's observers find on a few
+windows of slides. Features between two stages stay integers. Classifiers stay as they are.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.ao.quantization import get_default_qconfig_mapping
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from wholeslide.errors import ConfigError
+from wholeslide.model.folding import folded_copy
+from wholeslide.model.integers import Normalised, Range, Real, in_integers, rounded_nodes, without_identities
 from wholeslide.model.network import LocalNetwork
-from wholeslide.model.stages import Stage
 
-#: oneDNN's integer kernels: the ones that keep their speed in channels-last layout.
-_ENGINE = "onednn"
-_EXAMPLE_CELLS = 32
+with warnings.catch_warnings():
+    # Torch announces that its observers will move to another package.
+    warnings.simplefilter("ignore")
+    from torch.ao.quantization.observer import HistogramObserver
 
 
-class QuantizedStage:
-    """x_{k−1} to x_k in integers; outside, features are floating-point numbers of any kind."""
+def stored_pixels(pixels_hwc: np.ndarray) -> Tensor:
+    """Pixels, (h, w, 3) uint8 or floating-point numbers in [0, 1], as they are stored: (1, 3, h, w) uint8, channels last."""
+    if pixels_hwc.dtype != np.uint8:
+        pixels_hwc = np.rint(255 * pixels_hwc).astype(np.uint8)
+    return torch.from_numpy(np.require(pixels_hwc, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
 
-    def __init__(self, converted: fx.GraphModule) -> None:
-        self._converted = converted
+
+class QuantizedPart:
+    """The stem, or one stage, in integers.
+
+    Args:
+        body: the rewritten operations.
+        leaving: range of what they give; nothing where that is real.
+    """
+
+    def __init__(self, body: fx.GraphModule, leaving: Range | None) -> None:
+        self._body = body
+        self._real = None if leaving is None else Real(leaving)
 
     def __call__(self, x_bchw: Tensor) -> Tensor:
-        output: Tensor = self._converted(x_bchw.float())
+        """Stored pixels, (1, 3, h, w) uint8, to x_0; or x_{k−1} to x_k, which may overwrite x_{k−1}.
+
+        All are uint8, but for the last stage's x_k, which is fp32.
+        """
+        output: Tensor = self._body(x_bchw.contiguous(memory_format=torch.channels_last))
         return output
+
+    def real(self, x_bchw: Tensor) -> Tensor:
+        """The numbers that the features of this part stand for, fp32."""
+        return x_bchw if self._real is None else self._real(x_bchw)
 
 
 class Calibration:
-    """The ranges of every stage's activations.
+    """The ranges of all activations of a network.
 
     Args:
-        network: whose stages are observed; it is not changed.
+        network: whose activations are observed; it is not changed.
 
     Raises:
-        ConfigError: this processor or this torch has no integer kernels.
+        ConfigError: this processor has no integer arithmetic that is worth it.
     """
 
     def __init__(self, network: LocalNetwork) -> None:
-        with _integer_kernels():
-            self._observed = [_observing(network.stage(number)) for number in range(1, network.depth + 1)]
-        self.windows = 0
+        _require_integer_products()
+        parts = [network.stem, *(network.stage(number) for number in range(1, network.depth + 1))]
+        self._normalised = Normalised(network.pixel_mean.cpu(), network.pixel_std.cpu())
+        self._bodies = [without_identities(folded_copy(part.body).float().cpu()) for part in parts]
+        self._observers = [{name: HistogramObserver() for name in _names(body)} for body in self._bodies]
+        self._ranges: list[dict[str, Range]] | None = None
 
     @torch.no_grad()
-    def observe(self, x_bchw: Tensor) -> None:
-        """Widen the ranges by one window of x_0, (1, C, h, w) fp32."""
-        for stage in self._observed:
-            x_bchw = stage(x_bchw)
-        self.windows += 1
+    def observe(self, pixels_bchw: Tensor) -> None:
+        """Widen the ranges by one window of stored pixels, (1, 3, h, w) uint8."""
+        x_bchw = self._normalised(pixels_bchw)
+        for body, observers in zip(self._bodies, self._observers, strict=True):
+            x_bchw = _Observing(body, observers).run(x_bchw)
+        self._ranges = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was observed yet."""
+        return self._ranges is None and bool(
+            (self._observers[0][_names(self._bodies[0])[0]].min_val == torch.inf).all()
+        )
 
     def state(self) -> dict[str, Tensor]:
-        """The ranges alone, to be kept beside the weights."""
+        """The ranges, to be kept beside the weights: of each value, scale and zero, float64."""
         return {
-            f"{number}.{name}": tensor.clone()
-            for number, stage in enumerate(self._observed, start=1)
-            for name, tensor in stage.state_dict().items()
-            if "activation_post_process" in name
+            f"{number}.{name}": torch.tensor(found, dtype=torch.float64)
+            for number, ranges in enumerate(self._found())
+            for name, found in ranges.items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -73,41 +104,68 @@ class Calibration:
         Raises:
             KeyError: they are of another network.
         """
-        for number, stage in enumerate(self._observed, start=1):
-            own = stage.state_dict()
-            ranges = {name: state[f"{number}.{name}"] for name in own if "activation_post_process" in name}
-            stage.load_state_dict({**own, **ranges})
-        self.windows = 1
+        self._ranges = [
+            {name: Range(float(state[f"{number}.{name}"][0]), int(state[f"{number}.{name}"][1])) for name in observers}
+            for number, observers in enumerate(self._observers)
+        ]
 
-    def quantized(self) -> tuple[QuantizedStage, ...]:
-        """The stages in integers, in order."""
-        assert self.windows, "nothing was observed"
-        with _integer_kernels():
-            return tuple(QuantizedStage(convert_fx(copy.deepcopy(stage))) for stage in self._observed)
+    def quantized(self) -> tuple[QuantizedPart, ...]:
+        """The stem and the stages in integers, in order."""
+        parts: list[QuantizedPart] = []
+        entry: Range | Normalised | None = self._normalised
+        found = self._found()
+        for number, (body, ranges) in enumerate(zip(self._bodies, found, strict=True)):
+            assert entry is not None
+            is_last = number == len(found) - 1
+            rewritten, leaving = in_integers(copy.deepcopy(body), ranges, entry=entry, leave_integers=not is_last)
+            parts.append(QuantizedPart(rewritten, leaving))
+            entry = leaving
+        return tuple(parts)
+
+    def _found(self) -> list[dict[str, Range]]:
+        assert not self.is_empty, "nothing was observed"
+        if self._ranges is None:
+            self._ranges = [
+                {name: _range_of(observer) for name, observer in observers.items()} for observers in self._observers
+            ]
+        return self._ranges
 
 
-def _observing(stage: Stage) -> fx.GraphModule:
-    example = torch.zeros((1, stage.in_channels, _EXAMPLE_CELLS, _EXAMPLE_CELLS))
-    body = copy.deepcopy(stage.body).float().cpu().eval()
-    observed: fx.GraphModule = prepare_fx(body, get_default_qconfig_mapping(_ENGINE), (example,))
-    return observed
+class _Observing(fx.Interpreter):
+    """Computes with real numbers, and shows values to their observers."""
+
+    def __init__(self, body: fx.GraphModule, observers: Mapping[str, HistogramObserver]) -> None:
+        super().__init__(body)
+        self._observers = observers
+
+    def run_node(self, n: fx.Node) -> Tensor:
+        value: Tensor = super().run_node(n)
+        if n.name in self._observers:
+            self._observers[n.name](value)
+        return value
 
 
-@contextmanager
-def _integer_kernels() -> Iterator[None]:
-    if _ENGINE not in torch.backends.quantized.supported_engines:
+def _names(body: fx.GraphModule) -> list[str]:
+    """Of the values whose ranges are needed; a part's output is one of them."""
+    return list(dict.fromkeys([*(node.name for node in rounded_nodes(body)), _output_of(body).name]))
+
+
+def _output_of(body: fx.GraphModule) -> fx.Node:
+    output = next(node for node in body.graph.nodes if node.op == "output").args[0]
+    assert isinstance(output, fx.Node)
+    return output
+
+
+def _range_of(observer: HistogramObserver) -> Range:
+    scale, zero = observer.calculate_qparams()
+    return Range(float(scale), int(zero))
+
+
+def _require_integer_products() -> None:
+    # Without these instructions oneDNN adds pairs of products up in 16 bits, which saturate.
+    if not (torch.backends.mkldnn.enabled and torch.cpu._is_vnni_supported()):
         raise ConfigError.single(
-            "this torch has no 8-bit kernels for this processor",
+            "this processor has no instructions for products of 8-bit integers",
             where="--precision int8",
             remedy="leave it out, or give bf16",
         )
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = _ENGINE
-    try:
-        with warnings.catch_warnings():
-            # Torch announces that its quantisation will move to another package, and that observers have moved.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        torch.backends.quantized.engine = before

@@ -53,12 +53,12 @@ def calibration_of(run: Run) -> Calibration:
                 break
             try:
                 with closing(source.open(entry)) as view:
-                    observe_slide(calibration, network, view)
+                    observe_slide(calibration, view)
             except SlideError as error:
                 problems += error.problems
                 continue
             observed += 1
-    if not calibration.windows:
+    if calibration.is_empty:
         raise RunError([Problem(_NO_SLIDES, str(run.path), _REMEDY), *problems])
     with disk_errors(calibration_path(run)):
         write_atomically(calibration_path(run), save(calibration.state(), {"checkpoint": checkpoint}))

@@ -39,14 +39,14 @@ class SlideView:
         self._memory: Pixels | None = None
         self._closed = False
 
-    def read(self, px_box: Box) -> npt.NDArray[np.float32]:
+    def read(self, px_box: Box) -> npt.NDArray[np.uint8 | np.float32]:
         """Pixels of a box of the view. Thread-safe; the same pixels whatever the box, in memory or not.
 
         Args:
             px_box: inside :attr:`size`.
 
         Returns:
-            float32 of shape (height, width, 3) in [0, 1], not normalised.
+            (height, width, 3), not normalised: uint8 as they are stored, or, where colours were jittered, float32 in [0, 1].
 
         Raises:
             SlideError: the file cannot be decoded there.
@@ -55,10 +55,10 @@ class SlideView:
         return self._coloured(self._read_padded(px_box))
 
     @cached_property
-    def background(self) -> npt.NDArray[np.float32]:
+    def background(self) -> npt.NDArray[np.uint8 | np.float32]:
         """The colour of what is masked and of what is padded, as :meth:`read` gives it, (3,)."""
-        colour: npt.NDArray[np.float32] = self._coloured(np.array([[self.slide.background_rgb]], np.uint8))[0, 0]
-        return colour
+        pixels = self._coloured(np.array([[self.slide.background_rgb]], np.uint8))
+        return pixels.reshape(3)
 
     def is_background(self, px_box: Box) -> bool:
         """Whether a box is known to hold nothing but background, without being read."""
@@ -98,10 +98,8 @@ class SlideView:
         self._memory = None
         self.slide.close()
 
-    def _coloured(self, pixels: Pixels) -> npt.NDArray[np.float32]:
-        if self.augmentation.jitter is None:
-            return np.multiply(pixels, np.float32(1 / 255), dtype=np.float32, order="C")
-        return self.augmentation.jitter.apply(pixels)
+    def _coloured(self, pixels: Pixels) -> npt.NDArray[np.uint8 | np.float32]:
+        return pixels if self.augmentation.jitter is None else self.augmentation.jitter.apply(pixels)
 
     def _read_padded(self, px_box: Box) -> Pixels:
         inside = px_box.intersection(Box.covering(self._content))

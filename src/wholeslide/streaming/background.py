@@ -15,6 +15,8 @@ from wholeslide.geometry import Box, Size
 from wholeslide.model.locality import AxisLocality, Locality
 
 Mask = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.uint8 | np.float32]
+"""As they are stored, or in [0, 1]."""
 _Edges = npt.NDArray[np.int64]
 
 #: Side of the blocks in which pixels are told apart.
@@ -22,17 +24,17 @@ BLOCK_PX = 32
 
 
 class PixelSource(Protocol):
-    """What a slide gives to the network: a size in pixels, and boxes of pixels, (h, w, 3) float32 in [0, 1]."""
+    """What a slide gives to the network: a size in pixels, and boxes of pixels, (h, w, 3), all uint8 or all float32 in [0, 1]."""
 
     @property
     def size(self) -> Size: ...
 
     @property
-    def background(self) -> npt.NDArray[np.float32] | None:
+    def background(self) -> Pixels | None:
         """The colour that large parts may have, as :meth:`read` gives it, (3,); nothing where there is none."""
         ...
 
-    def read(self, px_box: Box) -> npt.NDArray[np.float32]:
+    def read(self, px_box: Box) -> Pixels:
         """May be called on several threads at once."""
         ...
 
@@ -54,7 +56,7 @@ class VaryingPixels:
         shape = (-(-size.height // BLOCK_PX), -(-size.width // BLOCK_PX))
         self._blocks: Mask = np.full(shape, everywhere)
 
-    def note(self, px_box: Box, pixels_hwc: npt.NDArray[np.float32], background: npt.NDArray[np.float32]) -> None:
+    def note(self, px_box: Box, pixels_hwc: Pixels, background: Pixels) -> None:
         """Learn from the pixels of a box: one of each block tells most, and only where that is background are all looked at."""
         rows, columns = _block_starts(px_box.top, px_box.bottom), _block_starts(px_box.left, px_box.right)
         varies: Mask = (pixels_hwc[rows[:, None], columns] != background).any(axis=2)

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from wholeslide.geometry import Box
-from wholeslide.model.network import LocalNetwork
-from wholeslide.model.quantization import Calibration
+from wholeslide.model.quantization import Calibration, stored_pixels
 from wholeslide.streaming.background import PixelSource
 
 #: Of each slide: enough to meet its tissues, its glass and its edges.
@@ -15,20 +14,18 @@ _WINDOWS, _WINDOW_PX = 8, 576
 
 
 @torch.no_grad()
-def observe_slide(calibration: Calibration, network: LocalNetwork, view: PixelSource) -> None:
+def observe_slide(calibration: Calibration, view: PixelSource) -> None:
     """Widen the ranges by windows that are spread evenly over a slide, those that hold nothing but background apart.
 
     Args:
-        calibration: of ``network``.
-        network: on the CPU, in fp32.
-        view: the slide, of a size that the network pads to.
+        calibration: of a network.
+        view: the slide, of a size that that network pads to.
 
     Raises:
         SlideError: the slide cannot be read.
     """
-    weights = network.stem.step_weights(trained=False)
     for px_box in _windows(view):
-        calibration.observe(weights(network.to_input(view.read(px_box))))
+        calibration.observe(stored_pixels(view.read(px_box)))
 
 
 def _windows(view: PixelSource) -> list[Box]:

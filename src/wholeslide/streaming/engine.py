@@ -21,7 +21,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from wholeslide.allocator import fix_thresholds
@@ -30,7 +29,7 @@ from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box
 from wholeslide.model.network import LocalNetwork
 from wholeslide.model.quantization import Calibration
-from wholeslide.streaming.background import PixelSource, VaryingPixels
+from wholeslide.streaming.background import Pixels, PixelSource, VaryingPixels
 from wholeslide.streaming.disk_store import folder_for_features
 from wholeslide.streaming.grid import ROWS_OF_A_PART
 from wholeslide.streaming.objective import StageObjective
@@ -71,12 +70,14 @@ class StreamingEngine:
         self.plan, self.device = plan, device
         folder = folder_for_features(store_folder) if plan.store == "disk" else None
         self.runner = TileRunner(self.network, plan, device, folder)
+        self._predictor = self.runner
         self.waited_seconds = 0.0
 
     def go_on_with(self, plan: Plan) -> None:
         """Take other tiles from now on; arithmetic and store stay."""
         assert (plan.execution, plan.store) == (self.plan.execution, self.plan.store)
         self.plan, self.runner = plan, replace(self.runner, plan=plan)
+        self._predictor = replace(self._predictor, plan=plan)
 
     def multiply_integers(self, calibration: Calibration) -> None:
         """Predict with 8-bit integers from now on; training is not touched.
@@ -87,7 +88,7 @@ class StreamingEngine:
         if self.device.type != "cpu":
             what, remedy = "8-bit integers multiply on a CPU only", "leave it out, or give --precision bf16"
             raise ConfigError.single(what, where="--precision int8", remedy=remedy)
-        self.runner = replace(self.runner, quantized=calibration.quantized())
+        self._predictor = replace(self.runner, quantized=calibration.quantized())
 
     def step(
         self,
@@ -118,7 +119,7 @@ class StreamingEngine:
         classification, reconstruction = [math.nan] * depth, [math.nan] * depth
         probabilities: list[np.ndarray | None] = [None] * depth
         self.runner.begin(training=True)
-        x, varying = self._stem(view)
+        x, varying = self._stem(self.runner, view)
         for number in range(1, max(trained) + 1):
             if number in trained:
                 objective = StageObjective(self.network, number, label, draws, view.size)
@@ -129,7 +130,7 @@ class StreamingEngine:
                 probabilities[number - 1] = work.probabilities
                 del work  # its weights and gradients, before the next stage makes its own
             else:
-                x_next = self._forward(number, x, varying, needs_grid=False).x
+                x_next = _forward(self.runner, number, x, varying, needs_grid=False).x
             x.close()
             x = x_next if x_next is not None else x
         x.close()
@@ -145,7 +146,7 @@ class StreamingEngine:
 
         Args:
             view: the slide.
-            observer: sees each stage's features and grid.
+            observer: sees each stage's features, as they are stored, and its grid.
             classifiers: numbers of the stages whose classifiers are asked, counted from 1; the others' rows are NaN. All by
                 default. Stages behind the last of them are not run.
 
@@ -155,10 +156,10 @@ class StreamingEngine:
         """
         asked = chosen_stages(self.network, classifiers)
         rows = np.full((self.network.depth, self.network.head(self.network.depth).logits.out_features), math.nan)
-        self.runner.begin(training=False)
-        x, varying = self._stem(view)
+        self._predictor.begin(training=False)
+        x, varying = self._stem(self._predictor, view)
         for number in range(1, max(asked) + 1):
-            work = self._forward(number, x, varying, needs_grid=number in asked)
+            work = _forward(self._predictor, number, x, varying, needs_grid=number in asked)
             x.close()
             if number in asked:
                 if observer is not None:
@@ -173,7 +174,7 @@ class StreamingEngine:
         return rows
 
     @torch.no_grad()
-    def _stem(self, view: PixelSource) -> tuple[FeatureStore, VaryingPixels]:
+    def _stem(self, runner: TileRunner, view: PixelSource) -> tuple[FeatureStore, VaryingPixels]:
         """x_0, pixels through the frozen stem; and where the pixels are not all background."""
         needed = self.network.padded_size(view.size)
         if needed != view.size:
@@ -182,11 +183,10 @@ class StreamingEngine:
                 where=f"view of {view.size} pixels",
                 remedy=f"pad it with background to network.padded_size(view.size), which is {needed}",
             )
-        stem, runner = self.network.stem, self.runner
         background = view.background if self.plan.elide else None
         varying = VaryingPixels(view.size, everywhere=background is None)
         x = runner.open_store(0, view.size)
-        weights = stem.step_weights(trained=False, dtype=self.plan.execution.multiplied_dtype)
+        weights = runner.step_weights(0, trained=False)
         tiles = runner.stem_tiles(view.size)
         self.waited_seconds = 0.0
         for tile, pixels_hwc in zip(tiles, read_ahead(view, tiles, background, self._wait), strict=True):
@@ -199,41 +199,44 @@ class StreamingEngine:
             runner.make_room(self.plan.tile_bytes(0))
             for part in runner.needed_of_stem(tile, view.size, varying):
                 part_hwc = pixels_hwc[part.cell_window.relative_to(window).rows_columns]
-                x.write(part.cell_own, runner.run(weights, self.network.to_input(part_hwc), part))
+                x.write(part.cell_own, runner.run(weights, runner.to_input(part_hwc), part))
         if background is not None and varying.anywhere_constant:
-            lone = lone_tile(stem.locality, align=1)
+            lone = lone_tile(self.network.stem.locality, align=1)
             pixels_hwc = np.broadcast_to(background, (lone.cell_window.height, lone.cell_window.width, 3))
-            x.constant_c = runner.run(weights, self.network.to_input(pixels_hwc), lone)[0, :, 0, 0].clone()
+            x.constant_c = runner.run(weights, runner.to_input(pixels_hwc), lone)[0, :, 0, 0].clone()
         return x, varying
-
-    def _forward(self, number: int, x_previous: FeatureStore, varying: VaryingPixels, *, needs_grid: bool) -> StagePass:
-        """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
-        work = StagePass(self.runner, number, x_previous, varying, trained=False, needs_grid=needs_grid)
-        with torch.no_grad():
-            for tile, own_bchw in work.run(work.everything):
-                work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
-        return work
 
     def _wait(self, seconds: float) -> None:
         self.waited_seconds += seconds
 
 
+def _forward(
+    runner: TileRunner, number: int, x_previous: FeatureStore, varying: VaryingPixels, *, needs_grid: bool
+) -> StagePass:
+    """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
+    work = StagePass(runner, number, x_previous, varying, trained=False, needs_grid=needs_grid)
+    with torch.no_grad():
+        for tile, own_bchw in work.run(work.everything):
+            work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)
+    return work
+
+
 def read_ahead(
     view: PixelSource,
     tiles: Sequence[Tile],
-    background: npt.NDArray[np.float32] | None,
+    background: Pixels | None,
     on_wait: Callable[[float], None] | None = None,
-) -> Iterator[npt.NDArray[np.float32] | None]:
+) -> Iterator[Pixels | None]:
     """The pixels of each tile's window, (h, w, 3), the next ones read while one is computed.
 
     Nothing for a window that is known to be all ``background``: it is not read. ``on_wait`` is told the seconds for which each
     window was waited for.
     """
 
-    def pixels(window: Box) -> npt.NDArray[np.float32] | None:
+    def pixels(window: Box) -> Pixels | None:
         return None if background is not None and view.is_background(window) else view.read(window)
 
-    def taken(read: Future[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
+    def taken(read: Future[Pixels | None]) -> Pixels | None:
         begun = time.perf_counter()
         window_hwc = read.result()
         if on_wait is not None:
@@ -241,7 +244,7 @@ def read_ahead(
         return window_hwc
 
     with ThreadPoolExecutor(max_workers=_WINDOWS_AHEAD, thread_name_prefix="pixels") as threads:
-        pending: deque[Future[npt.NDArray[np.float32] | None]] = deque()
+        pending: deque[Future[Pixels | None]] = deque()
         for tile in tiles:
             pending.append(threads.submit(pixels, tile.cell_window))
             if len(pending) > _WINDOWS_AHEAD:

@@ -79,7 +79,7 @@ class StagePass:
     def grid(self, own_bchw: Tensor) -> Tensor:
         """The part of z above a tile's own cells."""
         with self._runner.autocast():
-            grid_bchw = self._head.grid(own_bchw, self._grid_weight)
+            grid_bchw = self._head.grid(self._runner.real(self._number, own_bchw), self._grid_weight)
         return grid_bchw.to(head_dtype(grid_bchw.dtype))
 
     def keep(self, tile: Tile, own_bchw: Tensor, grid_bchw: Tensor | None) -> None:
@@ -100,7 +100,7 @@ class StagePass:
     def _constant_window(self, tile: Tile) -> Tensor:
         constant_c, size = self.x_previous.constant_c, tile.cell_window.size
         assert constant_c is not None
-        return constant_c[None, :, None, None].expand(1, -1, size.height, size.width)
+        return constant_c[None, :, None, None].repeat(1, 1, size.height, size.width)
 
     def _rows_of(self, tile: Tile) -> slice:
         """Of z; the lone tile, which may look like one of the others, has the last one, or none."""

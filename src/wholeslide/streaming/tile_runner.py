@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from wholeslide.allocator import Room
 from wholeslide.geometry import Size
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
-from wholeslide.model.quantization import QuantizedStage
+from wholeslide.model.quantization import QuantizedPart, stored_pixels
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import FeatureStore, PagePool, open_store
@@ -25,30 +26,41 @@ from wholeslide.streaming.tiles import STEM_ALIGN, Tile, cover, lone_tile, parti
 class TileRunner:
     """Cuts stages into tiles and runs them with a plan's precision and layout on a device.
 
-    Where there are ``quantized`` stages, those predict.
+    With ``quantized`` parts, the stem and the stages, it only predicts: those compute, and features are integers.
     """
 
     network: LocalNetwork
     plan: Plan
     device: torch.device
     store_folder: Path | None = None
-    quantized: tuple[QuantizedStage, ...] = ()
+    quantized: tuple[QuantizedPart, ...] = ()
     _room: Room = field(default_factory=Room, repr=False, compare=False)
     _pages: PagePool = field(default_factory=PagePool, repr=False, compare=False)
 
-    def step_weights(self, number: int, *, trained: bool) -> StepWeights | QuantizedStage:
-        """What computes the tiles of stage ``number`` on one slide."""
-        if self.quantized and not trained:
-            return self.quantized[number - 1]
-        return self.network.stage(number).step_weights(trained=trained, dtype=self.plan.execution.multiplied_dtype)
+    def step_weights(self, number: int, *, trained: bool) -> StepWeights | QuantizedPart:
+        """What computes the tiles of stage ``number``, or of the stem (0), on one slide."""
+        if self.quantized:
+            assert not trained
+            return self.quantized[number]
+        part = self.network.stage(number) if number else self.network.stem
+        return part.step_weights(trained=trained, dtype=self.plan.execution.multiplied_dtype)
 
-    def run(self, weights: StepWeights | QuantizedStage, window_bchw: Tensor, tile: Tile) -> Tensor:
+    def run(self, weights: StepWeights | QuantizedPart, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""
+        rows, columns = tile.offset.rows_columns
         execution = self.plan.execution
         with self.autocast():
-            output = weights(execution.arrange(window_bchw))
-        rows, columns = tile.offset.rows_columns
-        return output[:, :, rows, columns].to(execution.store_dtype)
+            output = weights(window_bchw if self.quantized else execution.arrange(window_bchw))
+        own = output[:, :, rows, columns]
+        return own if own.dtype == torch.uint8 else own.to(execution.store_dtype)
+
+    def to_input(self, pixels_hwc: np.ndarray) -> Tensor:
+        """Pixels as the stem takes them, (1, 3, h, w)."""
+        return stored_pixels(pixels_hwc) if self.quantized else self.network.to_input(pixels_hwc)
+
+    def real(self, number: int, x_bchw: Tensor) -> Tensor:
+        """The numbers that features of x_k stand for."""
+        return self.quantized[number].real(x_bchw) if self.quantized else x_bchw
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -126,7 +138,7 @@ class TileRunner:
             self.plan.store,
             part.locality.output_size(input_size),
             part.out_channels,
-            dtype=self.plan.execution.store_dtype,
+            dtype=torch.uint8 if self.quantized else self.plan.execution.store_dtype,
             device=self.device,
             folder=self.store_folder,
             pool=self._pages,

@@ -57,7 +57,7 @@ class LocalPipeline(Pipeline):
         if integers:  # the ranges are a run's, and found once
             calibration = Calibration(network)
             with closing(self._open()) as view:
-                observe_slide(calibration, network, view)
+                observe_slide(calibration, view)
             self._engine.multiply_integers(calibration)
 
     def predict(self) -> Probabilities:
