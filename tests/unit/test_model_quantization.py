@@ -133,7 +133,9 @@ def test_training_goes_on_in_floats(network: LocalNetwork, calibration: Calibrat
         one = engine(network, tile=330)
         if integers:
             one.multiply_integers(calibration)
-        losses.append(one.step(View(Box(0, 0, 700, 620)), 0, Draws(seed=0, epoch=0, slide="slide")).classification_losses)
+        losses.append(
+            one.step(View(Box(0, 0, 700, 620)), 0, Draws(seed=0, epoch=0, slide="slide")).classification_losses
+        )
         network.zero_grad()
     assert losses[0] == losses[1]
 

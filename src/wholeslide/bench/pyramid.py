@@ -46,11 +46,11 @@ class Format:
 
 
 def _jpeg_of_colour_differences(pixels: Pixels) -> bytes:
-    return bytes(imagecodecs.jpeg8_encode(pixels, level=80, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"))
+    return bytes(imagecodecs.jpeg8_encode(pixels, level=70, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"))
 
 
 def _jpeg_of_rgb(pixels: Pixels) -> bytes:
-    return bytes(imagecodecs.jpeg8_encode(pixels, level=80, colorspace="RGB", outcolorspace="RGB"))
+    return bytes(imagecodecs.jpeg8_encode(pixels, level=70, colorspace="RGB", outcolorspace="RGB"))
 
 
 def _jpeg2000(pixels: Pixels) -> bytes:
@@ -64,7 +64,7 @@ FORMATS = {
     ),
     "jpeg2000": Format(_jpeg2000, {"compression": tifffile.COMPRESSION.APERIO_JP2000_RGB, "photometric": "rgb"}),
 }
-"""Quality 80 with colour at half the resolution, as most scanners store it; with components left as they are; JPEG 2000."""
+"""Quality 70 with colour at half the resolution, as most scanners store it; with components left as they are; JPEG 2000."""
 
 
 def texture_tiles(slide: Path | None, *, seed: int) -> list[Pixels]:

@@ -20,7 +20,7 @@ from wholeslide.slides.resample import AxisMap, Resampling
 from wholeslide.slides.working import open_working_slide
 
 PATCH_PX = 256
-_REGION_PX = 1024
+_REGION_PX = 2048
 
 
 class SlideReads(ABC):

@@ -92,6 +92,7 @@ class FastReader(SlideReader):
         out = np.empty((reduced_box.height, reduced_box.width, 3), np.uint8)
         decoded = self._futures(keys)
         try:
+            wait(decoded.values())  # once: to be woken for each tile costs the decoders time
             for key, future in decoded.items():
                 row, column = divmod(key.number, stored.columns)
                 tile_box = Box(column * width, row * height, width, height)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.codecs import DECODING_ERRORS, Codec
 from wholeslide.slides.readers import Pixels, unreadable
+from wholeslide.slides.resample import AxisMap, Resampling
 
 #: By how much sides can be reduced while a tile is decoded.
 REDUCTIONS = (8, 4, 2, 1)
@@ -106,7 +107,5 @@ def _mean(pixels: Pixels, reduction: int) -> Pixels:
     """Of each ``reduction`` x ``reduction`` pixels; the last row and column are repeated where they do not divide."""
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, -height % reduction), (0, -width % reduction), (0, 0)), mode="edge")
-    rows, columns = padded.shape[0] // reduction, padded.shape[1] // reduction
-    total = padded.reshape(rows, reduction, columns, reduction, 3).sum(axis=(1, 3), dtype=np.uint32)
-    means: Pixels = ((total + reduction**2 // 2) // reduction**2).astype(np.uint8)
-    return means
+    axis = AxisMap(0, reduction)
+    return Resampling(axis, axis).average(padded, Box(0, 0, padded.shape[1] // reduction, padded.shape[0] // reduction))

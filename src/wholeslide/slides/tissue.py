@@ -9,6 +9,7 @@ is brighter than the background's noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from wholeslide.slides.readers import Pixels
 
 Mask = npt.NDArray[np.bool_]
 Plane = npt.NDArray[np.float32]
+_Number = TypeVar("_Number", bound=np.generic)
 
 DARK_LEVEL = 50
 BRIGHT_LEVEL = 180
@@ -109,12 +111,25 @@ def is_dark(thumbnail: Pixels, scanned: Mask) -> bool:
 
     Black padding around a brightfield scan does not make it dark: there, glass is near white.
     """
-    pixels = thumbnail[scanned]
-    if pixels.size == 0:
+    if not scanned.any():
         return False
-    dark = np.mean(pixels.max(axis=1) < DARK_LEVEL)
-    bright = np.mean(pixels.min(axis=1) > BRIGHT_LEVEL)
+    dark = np.mean(_largest(thumbnail)[scanned] < DARK_LEVEL)
+    bright = np.mean(_smallest(thumbnail)[scanned] > BRIGHT_LEVEL)
     return bool(dark > 0.3 and bright < 0.02)
+
+
+def _largest(image_hwc: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """Of each pixel's three channels; many times as fast as numpy's ``max`` along so short an axis."""
+    red, green, blue = np.moveaxis(image_hwc, 2, 0)
+    largest: npt.NDArray[_Number] = np.maximum(np.maximum(red, green), blue)
+    return largest
+
+
+def _smallest(image_hwc: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """Likewise."""
+    red, green, blue = np.moveaxis(image_hwc, 2, 0)
+    smallest: npt.NDArray[_Number] = np.minimum(np.minimum(red, green), blue)
+    return smallest
 
 
 def find_tissue(thumbnail: Pixels, scanned: Mask) -> Mask:
@@ -139,8 +154,8 @@ def optical_density(thumbnail: Pixels, scanned: Mask) -> Plane:
 
     The glass is what is bright and neutral; where next to nothing is (an image full of tissue), it is assumed white.
     """
-    bright = scanned & (thumbnail.min(axis=2) >= GLASS_LEVEL)
-    bright &= thumbnail.max(axis=2).astype(np.int16) - thumbnail.min(axis=2) <= GLASS_TINT
+    largest, smallest = _largest(thumbnail), _smallest(thumbnail)
+    bright = scanned & (smallest >= GLASS_LEVEL) & (largest - smallest <= GLASS_TINT)
     glass = np.full(3, ASSUMED_GLASS, np.float32)
     if bright.sum() >= 0.01 * scanned.sum():
         light = thumbnail.sum(axis=2, dtype=np.int32)
@@ -155,12 +170,12 @@ def _find_stain(density: Plane, usable: Mask) -> Mask:
     if not usable.any():
         return np.zeros_like(usable)
     smoothed = ndimage.gaussian_filter(density, (SMOOTHING_CELLS, SMOOTHING_CELLS, 0))
-    chroma = smoothed.max(axis=2) - smoothed.min(axis=2)
+    chroma = _largest(smoothed) - _smallest(smoothed)
     glass = chroma[usable & (smoothed.mean(axis=2) < GLASS_DENSITY)]
     noise = float(np.percentile(glass, 90)) if glass.size else 0.0
     low = float(np.clip(2.5 * noise, CHROMA_LOW, CHROMA_HIGH))
     high = float(np.clip(_otsu(chroma[usable]), CHROMA_LOW, CHROMA_HIGH))
-    strongest = smoothed.max(axis=2)
+    strongest = _largest(smoothed)
     weak = usable & ((chroma > low) | ((strongest > DENSE) & (chroma > GREY_PART * strongest)))
     mask: Mask = ndimage.binary_propagation(usable & (chroma > max(low, high)), mask=weak)
     return mask
@@ -168,7 +183,7 @@ def _find_stain(density: Plane, usable: Mask) -> Mask:
 
 def _find_fluorescence(thumbnail: Pixels, scanned: Mask) -> Mask:
     """What is brighter than the noise of the background, joined over the distance between neighbouring nuclei."""
-    light = ndimage.gaussian_filter(thumbnail.max(axis=2).astype(np.float32), NUCLEI_CELLS)
+    light = ndimage.gaussian_filter(_largest(thumbnail).astype(np.float32), NUCLEI_CELLS)
     background = float(np.percentile(light[scanned], 2))
     lower = light[scanned & (light <= np.percentile(light[scanned], 20))]
     noise = 1.4826 * float(np.median(np.abs(lower - np.median(lower))))
