@@ -18,7 +18,14 @@ KEYS = {
     "pipeline", "width", "height", "tissue_fraction", "dtype", "first_stride", "read_seconds", "compute_seconds",
     "total_seconds", "flops", "peak_fraction", "peak_bytes", "baseline_bytes", "workers_peak_bytes",
 }  # fmt: skip
-TINY = {"sizes": "700x530", "backbone": "resnet10t", "stages": "2", "dtype": "fp32", "first-stride": "3", "repeats": "1"}
+TINY = {
+    "sizes": "700x530",
+    "backbone": "resnet10t",
+    "stages": "2",
+    "dtype": "fp32",
+    "first-stride": "3",
+    "repeats": "1",
+}
 
 
 def command(out: Path, **options: str) -> list[str]:

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from wholeslide.bench.config import SpeedBenchConfig
 from wholeslide.bench.flops import StepFlops
 from wholeslide.bench.paper import TABLE_3
-from wholeslide.bench.pipelines.case import SpeedCase
+from wholeslide.bench.pipelines.case import MEANT, SpeedCase
 from wholeslide.bench.pipelines.patches import PatchEncoder, patches_of, tissue_patches
 from wholeslide.bench.pipelines.pipeline import open_tissue
 from wholeslide.bench.pyramid import texture_tiles, write_pyramid
+from wholeslide.bench.speed import combinations
 from wholeslide.bench.speed_picture import draw_speed
-from wholeslide.bench.speed_ratios import AS_USUAL, EQUAL, paper_ratio, ratios
+from wholeslide.bench.speed_ratios import AS_MEANT, EQUAL, paper_ratio, ratios
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box, Size
 from wholeslide.model.config import ModelConfig
@@ -43,13 +45,23 @@ def test_like_is_compared_with_like_and_the_usual_with_the_papers() -> None:
         ]
     )
     assert [(r.gabmil, r.local, r.kind, r.total) for r in found] == [
-        ("gabmil-usual fp32 /2", "local bf16 /3", AS_USUAL, 10.0),
+        ("gabmil-usual fp32 /2", "local bf16 /3", AS_MEANT, 10.0),
         ("gabmil-usual fp32 /2", "local fp32 /2", EQUAL, 5.0),
         ("gabmil-tuned bf16 /3", "local bf16 /3", EQUAL, 1.5),
+        ("gabmil-tuned bf16 /2", "local bf16 /3", AS_MEANT, 2.5),
     ]
     assert (found[2].read, found[2].compute, found[2].flops) == (0.5, 1.5, 1.0)
     assert found[0].flops == pytest.approx(2 / 3)
     assert found[0].paper_total == pytest.approx(2.9 / 0.3)
+
+
+def test_rows_as_they_are_meant_are_one_a_pipeline() -> None:
+    found = [
+        (v["pipeline"], v["dtype"], v["first_stride"])
+        for v in combinations(SpeedBenchConfig(sizes="700x600", rows="meant"))
+    ]
+    assert found == [(name, *way) for name, way in MEANT.items()]
+    assert len(list(combinations(SpeedBenchConfig(sizes="700x600")))) == 3 * 4 + 2
 
 
 def test_other_slides_and_what_was_not_measured_are_not_compared() -> None:

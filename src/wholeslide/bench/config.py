@@ -106,6 +106,8 @@ class SpeedBenchConfig:
         pipelines: local (this library), local-int8, gabmil-usual (patch features and gated attention as public pipelines
             compute them), gabmil-tuned (the same network with this library's means), separated by commas.
         tissue_fractions: Parts of the slide's area that a disc of texture covers, separated by commas; all else is white.
+        rows: all (every combination of arithmetic and first stride), or meant (each pipeline as it is meant to be run: local
+            in bf16 and local-int8 at stride 3, gabmil-usual in fp32 and gabmil-tuned in bf16 at stride 2).
         dtype: Arithmetic of all but local-int8: bf16, fp32, or both, separated by commas.
         first_stride: Strides of the backbone's first convolution, separated by commas: 3 is the paper's, 2 a ResNet's own.
         stages: Number K of stages of the local network.
@@ -121,6 +123,7 @@ class SpeedBenchConfig:
     sizes: str = PAPER_SIZES
     pipelines: str = "local,local-int8,gabmil-usual,gabmil-tuned"
     tissue_fractions: str = "1.0"
+    rows: Literal["all", "meant"] = "all"
     dtype: str = "bf16,fp32"
     first_stride: str = "3,2"
     stages: int = 8

@@ -14,7 +14,7 @@ from wholeslide.bench.children import measured_row
 from wholeslide.bench.choices import choices, fractions, numbers, sizes
 from wholeslide.bench.config import SpeedBenchConfig
 from wholeslide.bench.environment import environment
-from wholeslide.bench.pipelines.case import PIPELINES, SpeedCase
+from wholeslide.bench.pipelines.case import MEANT, PIPELINES, SpeedCase
 from wholeslide.bench.pyramid import texture_tiles, write_pyramid
 from wholeslide.geometry import Size
 
@@ -34,12 +34,12 @@ def bench_speed(config: SpeedBenchConfig, *, on_row: Callable[[dict[str, Any]], 
         ConfigError: a choice is not among those that exist.
         SlideError: the slide with the texture cannot be read.
     """
-    combinations = list(_combinations(config))
+    cases = list(combinations(config))
     patterns = texture_tiles(config.texture, seed=config.seed)
     facts, rows = environment(), []
     with tempfile.TemporaryDirectory(prefix="wholeslide-bench-") as folder:
         slide = Path(folder) / "slide.svs"
-        for (size, fraction), group in itertools.groupby(combinations, key=_slide_of):
+        for (size, fraction), group in itertools.groupby(cases, key=_slide_of):
             write_pyramid(slide, size, patterns, seed=config.seed, tissue_fraction=fraction)
             for values in group:
                 row = _measured(SpeedCase(path=str(slide), **values))
@@ -53,15 +53,14 @@ def _slide_of(values: dict[str, Any]) -> tuple[Size, float]:
     return Size(values["width"], values["height"]), values["tissue_fraction"]
 
 
-def _combinations(config: SpeedBenchConfig) -> Iterable[dict[str, Any]]:
-    dtypes = choices("dtype", config.dtype, ("bf16", "fp32"))
-    for size, fraction, pipeline, first_stride in itertools.product(
+def combinations(config: SpeedBenchConfig) -> Iterable[dict[str, Any]]:
+    """What each row is asked."""
+    for size, fraction, pipeline in itertools.product(
         sizes(config.sizes),
         fractions(config.tissue_fractions),
         choices("pipelines", config.pipelines, PIPELINES),
-        numbers("first_stride", config.first_stride),
     ):
-        for dtype in dtypes if pipeline != "local-int8" else ["int8"]:
+        for dtype, first_stride in _ways(config, pipeline):
             yield {
                 "width": size.width,
                 "height": size.height,
@@ -74,6 +73,13 @@ def _combinations(config: SpeedBenchConfig) -> Iterable[dict[str, Any]]:
                 "repeats": config.repeats,
                 "seed": config.seed,
             }
+
+
+def _ways(config: SpeedBenchConfig, pipeline: str) -> list[tuple[str, int]]:
+    """The arithmetic and the first stride of each row of a pipeline."""
+    dtypes = choices("dtype", config.dtype, ("bf16", "fp32")) if pipeline != "local-int8" else ["int8"]
+    strides = numbers("first_stride", config.first_stride)
+    return [MEANT[pipeline]] if config.rows == "meant" else list(itertools.product(dtypes, strides))
 
 
 def _measured(case: SpeedCase) -> dict[str, Any]:

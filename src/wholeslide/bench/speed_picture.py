@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wholeslide.bench.paper import TABLE_3
-from wholeslide.bench.speed_ratios import AS_USUAL, OURS_IS, THEIRS_IS, Ratio, Row, label, ratios
+from wholeslide.bench.speed_ratios import AS_MEANT, OURS_IS, THEIRS_IS, Ratio, Row, label, ratios
 from wholeslide.geometry import Size
 
 _WIDTH_INCHES, _HEIGHT_INCHES, _DOTS_PER_INCH = 12, 6.5, 150
@@ -86,7 +86,7 @@ def _draw_ratios(axes: Axes, found: Sequence[Ratio], slides: list[Slide]) -> Non
 
 
 def _pair(ratio: Ratio) -> str:
-    local = ratio.local if ratio.kind == AS_USUAL else ratio.local.split()[0]
+    local = ratio.local if ratio.kind == AS_MEANT else ratio.local.split()[0]
     return f"{ratio.gabmil} over {local}"
 
 

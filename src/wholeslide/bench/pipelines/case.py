@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from wholeslide.geometry import Size
 
-PIPELINES = ("local", "local-int8", "gabmil-usual", "gabmil-tuned")
+MEANT = {"local": ("bf16", 3), "local-int8": ("int8", 3), "gabmil-usual": ("fp32", 2), "gabmil-tuned": ("bf16", 2)}
+"""Arithmetic and first stride of each pipeline as it is meant to be run."""
+PIPELINES = tuple(MEANT)
 
 
 @dataclass(frozen=True, kw_only=True)
