@@ -35,6 +35,8 @@ from wholeslide.streaming.stage_pass import StagePass
 from wholeslide.streaming.tile_runner import TileRunner
 
 EXACT = 1e-9
+#: Of the stores and kept shares, what the quick tests take: every one of each, not every pair.
+USUAL = ("host", "host, all kept", "disk, half kept")
 
 
 def run(network: LocalNetwork, view: Any, tile_px: int, **choices: Any) -> tuple[Any, ...]:
@@ -69,7 +71,9 @@ def case(request: pytest.FixtureRequest) -> Painted:
     return Painted(request.param, network, view, Oracle(network).step(view.pixels_hwc, 1, DRAWS))
 
 
-@pytest.mark.parametrize("how", STORES_AND_KEPT)
+@pytest.mark.parametrize(
+    "how", [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in STORES_AND_KEPT]
+)
 def test_background_that_is_computed_once_changes_nothing(case: Painted, how: str) -> None:
     (store, kept), step = STORES_AND_KEPT[how], case.step
     kept_px = int(kept * case.view.size.area / 4)  # less is computed than the slide has
@@ -90,11 +94,11 @@ def test_background_that_is_computed_once_changes_nothing(case: Painted, how: st
     [
         ("resnet_tiny", 1, "3001x2003", 400),
         ("resnet_tiny", 3, "2003x2201", 240),
-        ("resnet18", 8, "1203x607", 240),
+        pytest.param("resnet18", 8, "1203x607", 240, marks=pytest.mark.slow),
         ("mobilenetv2_050", 6, "513x417", 160),
         pytest.param("efficientnet_lite0", 6, "641x481", 160, marks=pytest.mark.slow),
         pytest.param("test_convnext", 3, "703x633", 160, marks=pytest.mark.slow),
-        ("regnetx_002", 4, "723x767", 160),
+        pytest.param("regnetx_002", 4, "723x767", 160, marks=pytest.mark.slow),
     ],
 )
 def test_every_family_and_depth(backbone: str, stages: int, size: str, tile_px: int) -> None:

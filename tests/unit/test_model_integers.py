@@ -113,15 +113,18 @@ def test_pooling_that_is_not_ours_is_left_alone() -> None:
 
 
 class Odd(nn.Module):
-    """A shortcut that is read again after it was added, one convolution that is read twice, and what has no integers."""
+    """Shortcuts that are read again after they were added, or by the very convolution that they are added to; and what has no
+    integers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.three = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.one, self.two, self.three, self.four = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         first = self.one(x_bchw)
         total = F.relu(self.two(first) + x_bchw)
+        total = F.relu(self.four(total) + total)
         bounded = F.hardtanh(self.three(total) + first, -1.0, 1.0)
         return torch.sigmoid(bounded) + x_bchw  # type: ignore[no-any-return]
 
@@ -133,7 +136,8 @@ def test_values_that_are_read_again_are_not_overwritten() -> None:
     assert [[node.name for node in product.nodes] for product in found] == [
         ["one"],
         ["two", "add", "relu"],
-        ["three", "add_1"],
+        ["four", "add_1", "relu_1"],
+        ["three", "add_2"],
     ]
     entry = Range(8 / 255, 128)
     source = integers((1, 8, 20, 22), 0)

@@ -11,16 +11,14 @@ from dataclasses import dataclass, field, fields
 from torch import Tensor, fx, nn
 
 from wholeslide.geometry import Box, Size
-from wholeslide.model.folding import StepWeights
 from wholeslide.model.locality import Locality, compose
 from wholeslide.model.network import LocalNetwork
-from wholeslide.model.quantization import QuantizedPart
 from wholeslide.model.reconstruction import region_count, region_side
 from wholeslide.model.stages import Stage
 from wholeslide.model.tracing import localities_of
 from wholeslide.streaming.background import VaryingPixels
 from wholeslide.streaming.stores import FeatureStore
-from wholeslide.streaming.tile_runner import TileRunner
+from wholeslide.streaming.tile_runner import PartWeights, TileRunner
 from wholeslide.streaming.tiles import Tile, lone_tile
 
 #: Backward costs as much as forward for a layer's weights, and once more for its input.
@@ -233,7 +231,7 @@ class CountingRunner(TileRunner):
         self.tiles_of[number] = super().tiles(number, input_size, varying)
         return self.tiles_of[number]
 
-    def run(self, weights: StepWeights | QuantizedPart, window_bchw: Tensor, tile: Tile) -> Tensor:
+    def run(self, weights: PartWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
         """A tile's own cells; a hook tells whether anything comes back through them."""
         own_bchw = super().run(weights, window_bchw, tile)
         number = max(self.tiles_of, default=0)

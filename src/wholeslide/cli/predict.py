@@ -29,6 +29,7 @@ class PredictArguments:
             as in training.
         precision: Arithmetic of the stages: fp32, bf16, or int8, which is twice as fast as bf16 on processors with 8-bit
             instructions; its ranges are found on training slides once, and kept in the run. Left out: as in training.
+        compile: Let torch compile the stages first, which needs a C++ compiler and takes a minute or more: for thousands of slides.
         devices: Number of processes on this machine that share the slides, each with a GPU of its own where there are
             any; left out: 1, or as many as torchrun or srun have started.
         nodes: Number of machines, on each of which this is started, with the environment variables NODE_RANK (0, 1, ...),
@@ -45,6 +46,7 @@ class PredictArguments:
     mpp_override: float | None = None
     memory: str | None = None
     precision: Literal["fp32", "bf16", "int8"] | None = None
+    compile: bool = False
     devices: int | None = None
     nodes: int | None = None
     resume: bool = False
@@ -77,6 +79,7 @@ def run(arguments: PredictArguments) -> int:
             mpp_override=arguments.mpp_override,
             memory=arguments.memory,
             precision=arguments.precision,
+            compiled=arguments.compile,
             devices=arguments.devices,
             nodes=arguments.nodes,
             resume=arguments.resume,

@@ -344,8 +344,8 @@ class _Rewriting:
         if product.shortcut is not None:
             shortcut, shortcut_range = self._rounded(product.shortcut)
             now = self._position[product.last]
-            read_later = any(self._position[user] > now for user in product.shortcut.users)
-            arguments.append(self._graph.call_method("clone", (shortcut,)) if read_later else shortcut)
+            read_besides = shortcut is source or any(self._position[user] > now for user in product.shortcut.users)
+            arguments.append(self._graph.call_method("clone", (shortcut,)) if read_besides else shortcut)
         made = IntegerProduct(layer, source_range, shortcut_range, to, product.activation, product.bounds)
         self._integers[product.last] = self._call(made, *arguments), to
 

@@ -30,7 +30,9 @@ USUAL = Size(10_000, 10_000)
 """What is planned for where no slide's size can be told."""
 
 
-def trained_engine(run: Run, plan: Plan, device: torch.device, *, integers: bool = False) -> StreamingEngine:
+def trained_engine(
+    run: Run, plan: Plan, device: torch.device, *, integers: bool = False, compiled: bool = False
+) -> StreamingEngine:
     """The best checkpoint of a run, with a plan that `plan_for` made.
 
     Args:
@@ -38,10 +40,11 @@ def trained_engine(run: Run, plan: Plan, device: torch.device, *, integers: bool
         plan: tile sizes and arithmetic.
         device: where tiles are computed.
         integers: whether stages multiply 8-bit integers, with the ranges that `calibration_of` gives.
+        compiled: whether stages are compiled by torch, unless they multiply integers.
 
     Raises:
         RunError: there is no checkpoint, or it is damaged; no ranges can be found.
-        ConfigError: the device has no such arithmetic.
+        ConfigError: the device has no such arithmetic; torch cannot compile for it.
     """
     folder = run.config.store_dir
     if folder is not None and not folder.is_dir():
@@ -49,6 +52,8 @@ def trained_engine(run: Run, plan: Plan, device: torch.device, *, integers: bool
     engine = StreamingEngine(run.load_network("best").to(device), plan, device, store_folder=folder)
     if integers:
         engine.multiply_integers(calibration_of(run))
+    elif compiled:
+        engine.compile()
     return engine
 
 
@@ -69,7 +74,7 @@ def plan_for(
         slide_config: how they are read.
         device: where tiles are computed.
         memory: in place of the run's.
-        precision: in place of the run's; features between 8-bit stages are rounded as the run's are.
+        precision: in place of the run's; what is not 8-bit integers is then as in the run.
 
     Raises:
         RunError: there is no checkpoint, or it is damaged.

@@ -67,6 +67,7 @@ class _Request:
     mpp_override: float | None
     memory: str | None
     precision: Precision | None
+    compiled: bool
     resume: bool
 
 
@@ -109,6 +110,7 @@ def predict(
     mpp_override: float | None = None,
     memory: str | None = None,
     precision: Precision | None = None,
+    compiled: bool = False,
     devices: int | None = None,
     nodes: int | None = None,
     resume: bool = False,
@@ -131,6 +133,7 @@ def predict(
         memory: Most memory that a process may use, as ``"8GiB"``; left out: the run's own plan.
         precision: ``"fp32"``, ``"bf16"``, or ``"int8"``, whose ranges are found on training slides once and kept in the run;
             left out: the run's own.
+        compiled: Whether torch compiles the stages first, which needs a compiler and takes a minute or more.
         devices: Processes on this machine, each with a device of its own; left out: one, or as many as were started.
         nodes: Machines; left out: likewise.
         resume: Go on with ``out``: what has a prediction there is skipped, what had an error is tried again. Slides are
@@ -142,10 +145,13 @@ def predict(
         RunError: no such run or checkpoint; ``out`` exists, is full, being written, or was not made with the same; another
             process has ended too early.
         CohortError: a manifest that cannot be used; nothing to predict.
-        ConfigError: ``mpp_override`` is no scale; nothing fits into ``memory``; several processes, and no ``out``; fewer
-            devices than processes, or other numbers than were started.
+        ConfigError: ``mpp_override`` is no scale; nothing fits into ``memory``; several processes, and no ``out``; 8-bit stages
+            that are to be compiled, or no way to compile; fewer devices than processes, or other numbers than were started.
         FailedElsewhereError: the process of rank 0 raises one of these.
     """
+    if compiled and precision == "int8":
+        what, remedy = "8-bit stages are not compiled: their kernels are made already", "leave one of the two out"
+        raise ConfigError.single(what, where="--compile --precision int8", remedy=remedy)
     ranks = start_ranks(devices, nodes)
     request = _Request(
         run_dir=run_dir,
@@ -155,6 +161,7 @@ def predict(
         mpp_override=mpp_override,
         memory=memory,
         precision=precision,
+        compiled=compiled,
         resume=resume,
     )
     return _predict(request, ranks, on_row, quiet=quiet)
@@ -188,7 +195,7 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     _warn_of_scales(slides, slide_config)
     asked, done, output = found.all, set[str](), None
     if request.out is not None:
-        made_with = MadeWith.of(run, slide_config, precision=request.precision)
+        made_with = MadeWith.of(run, slide_config, precision=request.precision, compiled=request.compiled)
         held.enter_context(alone_on(request.out))
         output = PredictionOutput.open(request.out, columns_of(run.classes), made_with, resume=request.resume)
         asked, done = output.named(asked), set(output.done)
@@ -219,7 +226,7 @@ def _engine(request: _Request, task: _Task, ranks: Ranks) -> StreamingEngine | N
     if not task.shares[ranks.rank]:
         return None
     device = device_of_rank(device_of(task.run.config.accelerator), ranks)
-    return trained_engine(task.run, task.plan, device, integers=request.precision == "int8")
+    return trained_engine(task.run, task.plan, device, integers=request.precision == "int8", compiled=request.compiled)
 
 
 def _predict_share(

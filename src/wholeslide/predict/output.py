@@ -28,14 +28,16 @@ class MadeWith:
     reading: dict[str, str]
 
     @classmethod
-    def of(cls, run: Run, slide_config: SlideConfig, *, precision: str | None = None) -> MadeWith:
+    def of(
+        cls, run: Run, slide_config: SlideConfig, *, precision: str | None = None, compiled: bool = False
+    ) -> MadeWith:
         """What predictions of a run's best checkpoint are made with.
 
         Raises:
             RunError: there is no checkpoint, or its record is damaged.
         """
         options = {field.name: str(getattr(slide_config, field.name)) for field in dataclasses.fields(slide_config)}
-        options["precision"] = str(precision)
+        options |= {"precision": str(precision), "compile": str(compiled)}
         return cls(run.checkpoints.pointer("best").sha256, options)
 
 

@@ -27,6 +27,7 @@ from wholeslide.allocator import fix_thresholds
 from wholeslide.draws import Draws
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box
+from wholeslide.model.compilation import compiled_parts
 from wholeslide.model.network import LocalNetwork
 from wholeslide.model.quantization import Calibration
 from wholeslide.streaming.background import Pixels, PixelSource, VaryingPixels
@@ -42,6 +43,8 @@ from wholeslide.streaming.tiles import Tile, lone_tile
 
 #: Windows of pixels that are read, each on a thread of its own, while one is computed.
 _WINDOWS_AHEAD = 2
+#: Side of the image that stages are compiled with; they then take any.
+_EXAMPLE_PX = 256
 
 
 class StreamingEngine:
@@ -89,6 +92,25 @@ class StreamingEngine:
             what, remedy = "8-bit integers multiply on a CPU only", "leave it out, or give --precision bf16"
             raise ConfigError.single(what, where="--precision int8", remedy=remedy)
         self._predictor = replace(self.runner, quantized=calibration.quantized())
+
+    def compile(self) -> None:
+        """Predict with stages that ``torch.compile`` makes now, which takes a minute or more; training is not touched.
+
+        Raises:
+            ConfigError: torch has no way to compile for this device.
+        """
+        execution = self.plan.execution
+        compiled = compiled_parts(self.network, execution.multiplied_dtype)
+        x_bchw = torch.zeros((1, 3, _EXAMPLE_PX, _EXAMPLE_PX), dtype=execution.parameter_dtype, device=self.device)
+        try:
+            with torch.inference_mode(), self.runner.autocast():
+                for part in compiled:
+                    x_bchw = part(execution.arrange(x_bchw)).to(execution.store_dtype)
+        except RuntimeError as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            remedy = "leave it out, or install what it needs: on a CPU, a C++ compiler"
+            raise ConfigError.single(f"torch.compile failed: {reason}", where="--compile", remedy=remedy) from error
+        self._predictor = replace(self.runner, compiled=compiled)
 
     def step(
         self,
@@ -138,7 +160,7 @@ class StreamingEngine:
         rows = [np.full(classes, math.nan) if row is None else row for row in probabilities]
         return StepResult(classification, reconstruction, np.stack(rows))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def predict(
         self, view: PixelSource, *, observer: Observer | None = None, classifiers: Collection[int] | None = None
     ) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wholeslide.allocator import Room
 from wholeslide.geometry import Size
+from wholeslide.model.compilation import CompiledPart
 from wholeslide.model.folding import StepWeights
 from wholeslide.model.network import LocalNetwork
 from wholeslide.model.quantization import QuantizedPart, stored_pixels
@@ -21,12 +22,16 @@ from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stores import FeatureStore, PagePool, open_store
 from wholeslide.streaming.tiles import STEM_ALIGN, Tile, cover, lone_tile, partition, tile_side, work_cells
 
+PartWeights = StepWeights | QuantizedPart | CompiledPart
+"""What turns the windows of the stem, or of one stage, into its features."""
+
 
 @dataclass(frozen=True)
 class TileRunner:
     """Cuts stages into tiles and runs them with a plan's precision and layout on a device.
 
-    With ``quantized`` parts, the stem and the stages, it only predicts: those compute, and features are integers.
+    With ``quantized`` or ``compiled`` parts, the stem and the stages, it only predicts: those compute. Features of quantized
+    ones are integers.
     """
 
     network: LocalNetwork
@@ -34,18 +39,20 @@ class TileRunner:
     device: torch.device
     store_folder: Path | None = None
     quantized: tuple[QuantizedPart, ...] = ()
+    compiled: tuple[CompiledPart, ...] = ()
     _room: Room = field(default_factory=Room, repr=False, compare=False)
     _pages: PagePool = field(default_factory=PagePool, repr=False, compare=False)
 
-    def step_weights(self, number: int, *, trained: bool) -> StepWeights | QuantizedPart:
+    def step_weights(self, number: int, *, trained: bool) -> PartWeights:
         """What computes the tiles of stage ``number``, or of the stem (0), on one slide."""
-        if self.quantized:
+        prepared = self.quantized or self.compiled
+        if prepared:
             assert not trained
-            return self.quantized[number]
+            return prepared[number]
         part = self.network.stage(number) if number else self.network.stem
         return part.step_weights(trained=trained, dtype=self.plan.execution.multiplied_dtype)
 
-    def run(self, weights: StepWeights | QuantizedPart, window_bchw: Tensor, tile: Tile) -> Tensor:
+    def run(self, weights: PartWeights, window_bchw: Tensor, tile: Tile) -> Tensor:
         """The cells that a tile owns, from its window, rounded as they are stored."""
         rows, columns = tile.offset.rows_columns
         execution = self.plan.execution
