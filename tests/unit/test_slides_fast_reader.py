@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -9,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -185,6 +189,94 @@ def test_a_damaged_tile_is_an_error_each_time_and_no_other_tile_suffers(fast: Op
         with pytest.raises(SlideError, match=r"slide\.tif.*copy the file again"):
             reader.read_level(0, Box(0, 0, 100, 100), reduction=2)
         assert reader.read_level(0, Box(40, 40, 100, 100), reduction=2).any()
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 8])
+def test_a_tile_that_only_the_direct_decoder_refuses_is_read_plainly(
+    fast: Opener, tmp_path: Path, reduction: int
+) -> None:
+    """Bytes that belong to nothing, before the mark that ends a tile."""
+    image = tissue_image(512, 448)
+    tiles = [image[top : top + 64, left : left + 64] for top in range(0, 448, 64) for left in range(0, 512, 64)]
+    encoded = [imagecodecs.jpeg8_encode(np.ascontiguousarray(tile), level=90, outcolorspace="RGB") for tile in tiles]
+    encoded[3] = encoded[3][:-2] + b"\x12" * 40 + encoded[3][-2:]
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as writer:
+        writer.write(
+            iter(encoded),
+            shape=image.shape,
+            dtype=np.uint8,
+            tile=(64, 64),
+            photometric="rgb",
+            compression="jpeg",
+            compressionargs={"outcolorspace": "RGB"},
+        )
+    reader = fast(tmp_path / "slide.tif")
+    assert reduction in reader.reductions(0)
+    with pytest.raises(SlideError, match="extraneous bytes"):
+        find_stored_tiles(tmp_path / "slide.tif")[0].decode(3, reduction)
+    box = Box(192 // reduction, 0, 64 // reduction, 64 // reduction)
+    expected = averaged(reader.plain, 0, reduction, 1)[box.rows_columns]
+    assert psnr(reader.read_level(0, box, reduction=reduction), expected) > 35
+
+
+def test_a_damaged_jpeg2000_that_claims_to_be_huge_is_an_error_of_its_slide(fast: Opener, tmp_path: Path) -> None:
+    path = written(tmp_path / "slide.tif", "jpeg2000")
+    first = find_stored_tiles(path)[0]
+    with path.open("r+b") as file:
+        file.seek(int(first.offsets[0]))
+        tile = file.read(int(first.lengths[0]))
+        size = tile.index(b"\xff\x51") + 6  # the marker's length and capabilities, then width and height
+        file.seek(int(first.offsets[0]) + size)
+        file.write((60_000).to_bytes(4, "big") * 2)
+    with pytest.raises(SlideError, match=r"slide\.tif"):
+        find_stored_tiles(path)[0].decode(0, 1)
+
+
+def test_threads_that_cannot_start_are_an_error_and_no_hang(
+    fast: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = fast(written(tmp_path / "slide.tif", "rgb"))
+    expected = reader.read_level(0, Box(0, 0, 300, 200), reduction=2)
+    reader._tiles.clear()
+    reader._held_bytes = 0
+
+    class Full:
+        """Takes one task, and no more."""
+
+        def __init__(self) -> None:
+            self.taken = 0
+
+        def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+            self.taken += 1
+            if self.taken > 1:
+                raise RuntimeError("can't start new thread")
+            work(*arguments)
+
+    full = Full()
+    monkeypatch.setattr(fast_reader, "decoding_threads", lambda: full)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        reader.read_level(0, Box(0, 0, 300, 200), reduction=2)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(reader.read_level(0, Box(0, 0, 300, 200), reduction=2), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system copies no processes")
+def test_a_copy_of_the_process_reads_too(tmp_path: Path) -> None:
+    """As torch's DataLoader makes them; in an interpreter of its own, in which nothing else runs."""
+    path = written(tmp_path / "slide.tif", "rgb")
+    program = f"""
+import os
+from pathlib import Path
+from wholeslide.geometry import Box
+from wholeslide.slides.opening import open_slide
+first = open_slide(Path({str(path)!r})).read_level(0, Box(0, 0, 300, 200), reduction=2)
+child = os.fork()
+if child == 0:
+    again = open_slide(Path({str(path)!r})).read_level(0, Box(0, 0, 300, 200), reduction=2)
+    os._exit(0 if (first == again).all() else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_a_file_that_was_cut_is_an_error(fast: Opener, tmp_path: Path) -> None:

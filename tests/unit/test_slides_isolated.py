@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,13 @@ import tifffile
 from PIL import Image
 from slides_cases import tissue_image, write_pyramid
 
-from wholeslide.errors import SlideError
-from wholeslide.geometry import Box
+from wholeslide.errors import ConfigError, SlideError
+from wholeslide.geometry import Box, Size
 from wholeslide.slides import opening, workers
 from wholeslide.slides.fast_reader import FastReader
 from wholeslide.slides.isolated_reader import IsolatedReader
 from wholeslide.slides.opening import open_slide
-from wholeslide.slides.workers import Workers
+from wholeslide.slides.workers import Serving, SlideFile, Workers
 
 #: A worker in which the decoder of files of some name kills the process.
 CRASHING = """
@@ -89,6 +90,98 @@ def test_errors_of_a_slide_come_through(pool: Workers, tmp_path: Path) -> None:
         open_slide(tmp_path / "a.png", decoders="processes")
     with pytest.raises(SlideError, match="no such file"):
         open_slide(tmp_path / "b.png", decoders="processes")
+
+
+def test_an_interrupted_question_is_not_answered_to_another(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "dark.png", tmp_path / "light.png"]
+    for path, level in zip(paths, (10, 200), strict=True):
+        Image.fromarray(np.full((90, 90, 3), level, np.uint8)).save(path)
+    dark, light = (open_slide(path, decoders="processes") for path in paths)
+    receive = Connection.recv
+
+    def interrupted(self: Connection) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Connection, "recv", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dark.read_level(0, Box(0, 0, 9, 9))
+    monkeypatch.setattr(Connection, "recv", receive)
+    assert (light.read_level(0, Box(0, 0, 9, 9)) == 200).all()
+
+
+def test_a_file_that_was_replaced_is_another(pool: Workers, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    for side, level in ((64, 10), (128, 200)):
+        Image.fromarray(np.full((side, side, 3), level, np.uint8)).save(tmp_path / "new.png")
+        (tmp_path / "new.png").replace(path)
+        with closing(open_slide(path, decoders="processes")) as reader:
+            assert reader.l0_size == Size(side, side)
+            assert (reader.read_level(0, Box(0, 0, 9, 9)) == level).all()
+
+
+def test_closing_a_slide_closes_it_in_the_workers(pool: Workers, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    first, second = (open_slide(path, decoders="processes") for _ in range(2))
+    first.close()
+    assert second.read_level(0, Box(0, 0, 9, 9)).shape == (9, 9, 3)
+    assert len(pool._opened) == 1
+    second.close()
+    assert not pool._opened
+
+
+class Closing:
+    """A reader that tells when it is closed."""
+
+    def __init__(self, path: Path, closed: list[Path]) -> None:
+        self.path, self._closed = path, closed
+
+    def close(self) -> None:
+        self._closed.append(self.path)
+
+
+def test_a_worker_closes_what_nobody_keeps_open() -> None:
+    closed: list[Path] = []
+    ours, theirs = Pipe()
+    serving = Serving(lambda path, *, fast: Closing(path, closed))
+    slides = [SlideFile(Path(name), (0, 0, 0), fast=True) for name in "ab"]
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(serving.run, theirs)
+        for slide in slides:
+            ours.send((frozenset(slides), slide, "reduction_for", (0, 1, 1)))
+            ours.recv()
+        ours.send((frozenset(slides[1:]), None, "", ()))
+        assert ours.recv() is None
+        assert closed == [Path("a")]
+        ours.close()
+        running.result()
+
+
+def test_tiles_are_decoded_whole_where_that_is_asked(pool: Workers, tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "a.tif", tissue_image(), compression="jpeg")
+    with closing(open_slide(path, decoders="processes", fast=False)) as reader:
+        assert reader.reduction_for(0, 4, 4) == 1
+    with closing(open_slide(path, decoders="processes")) as reader:
+        assert reader.reduction_for(0, 4, 4) == 4
+
+
+def test_modules_of_the_users_folder_are_not_taken(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    with closing(open_slide(picture(tmp_path / "a.png"), decoders="processes")) as reader:
+        assert reader.read_level(0, Box(0, 0, 9, 9)).shape == (9, 9, 3)
+
+
+def test_a_worker_that_cannot_start_is_no_fault_of_the_slide(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PROGRAM", "raise SystemExit({} and 9)")
+    with pytest.raises(ConfigError, match=r"cannot be started \(exit status 9\) \(--decoders\): .* --decoders threads"):
+        open_slide(picture(tmp_path / "a.png"), decoders="processes")
+    monkeypatch.undo()
 
 
 def test_many_threads_share_two_workers(pool: Workers, tmp_path: Path) -> None:

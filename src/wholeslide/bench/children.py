@@ -28,8 +28,8 @@ def measured_row(module: str, case: Mapping[str, Any], facts: Mapping[str, Any])
     )
     if finished.returncode == 0:
         return {**facts, **json.loads(finished.stdout.splitlines()[-1])}
-    said = finished.stderr.strip()
-    reason = said.splitlines()[-1] if said else _ending(finished.returncode)
+    said = finished.stderr.strip().splitlines()
+    reason = said[-1] if said and finished.returncode > 0 else _ending(finished.returncode)
     return {**facts, "measured": False, "reason": reason, "mendable": finished.returncode == MENDABLE}
 
 
@@ -38,7 +38,7 @@ def answer(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     try:
         row = measure(json.load(sys.stdin))
     except WholeslideError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write("; ".join(str(problem) for problem in error.problems) + "\n")
         return MENDABLE
     sys.stdout.write(json.dumps(row) + "\n")
     return 0

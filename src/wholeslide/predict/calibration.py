@@ -10,9 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from wholeslide.errors import CohortError, Problem, RunError, SlideError
+from wholeslide.model.network import LocalNetwork
 from wholeslide.model.quantization import Calibration
 from wholeslide.streaming.calibration import observe_slide
-from wholeslide.train.checkpoint import disk_errors, write_atomically
+from wholeslide.train.checkpoint import Pointer, disk_errors, write_atomically
 from wholeslide.train.run import Run
 from wholeslide.train.views import ViewSource, entries
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Of each class.
 _SLIDES = 4
+#: Of what is kept; ranges of another way to find them are found anew.
+_FORMAT = {"format_version": "2"}
 _NO_SLIDES = "the ranges of 8-bit numbers are found on training slides, which cannot be read"
 _REMEDY = "run `wholeslide predict --precision int8` once where they are; the ranges are then kept in the run"
 
@@ -29,15 +32,19 @@ def calibration_path(run: Run) -> Path:
     return run.path / "calibration.safetensors"
 
 
-def calibration_of(run: Run) -> Calibration:
-    """The ranges of the run's best checkpoint: those that are kept, or from its own training slides, and then kept.
+def calibration_of(run: Run, loaded: tuple[LocalNetwork, Pointer] | None = None) -> Calibration:
+    """The ranges of a checkpoint: those that are kept, or from the run's own training slides, and then kept.
+
+    Args:
+        run: the run.
+        loaded: one of its checkpoints; left out: the best.
 
     Raises:
         RunError: there is no checkpoint; nothing is kept and none of the training slides can be read, or the disk is full.
         ConfigError: this processor has no integer kernels.
     """
-    network = run.load_network("best")
-    calibration, checkpoint = Calibration(network), run.checkpoints.pointer("best").sha256
+    network, pointer = loaded or run.load_checkpoint("best")
+    calibration, checkpoint = Calibration(network), pointer.sha256
     if _load(calibration, calibration_path(run), checkpoint):
         return calibration
     source = ViewSource(run.slide_config, network.padded_size, run.config.cache)
@@ -60,8 +67,13 @@ def calibration_of(run: Run) -> Calibration:
             observed += 1
     if calibration.is_empty:
         raise RunError([Problem(_NO_SLIDES, str(run.path), _REMEDY), *problems])
-    with disk_errors(calibration_path(run)):
-        write_atomically(calibration_path(run), save(calibration.state(), {"checkpoint": checkpoint}))
+    try:
+        with disk_errors(calibration_path(run)):
+            write_atomically(calibration_path(run), save(calibration.state(), {**_FORMAT, "checkpoint": checkpoint}))
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s): every prediction will look for the ranges anew", calibration_path(run), error
+        )
     return calibration
 
 
@@ -71,7 +83,7 @@ def _load(calibration: Calibration, path: Path, checkpoint: str) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("checkpoint") != checkpoint:
+            if file.metadata() != {**_FORMAT, "checkpoint": checkpoint}:
                 return False
         calibration.load_state(load_file(path))
     except (SafetensorError, KeyError, RuntimeError, OSError) as error:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from wholeslide.errors import ConfigError, WholeslideError
+from wholeslide.errors import ConfigError, RunError, WholeslideError
 from wholeslide.geometry import Size
 from wholeslide.predict.calibration import calibration_of
 from wholeslide.slides.config import SlideConfig
@@ -31,7 +31,13 @@ USUAL = Size(10_000, 10_000)
 
 
 def trained_engine(
-    run: Run, plan: Plan, device: torch.device, *, integers: bool = False, compiled: bool = False
+    run: Run,
+    plan: Plan,
+    device: torch.device,
+    *,
+    integers: bool = False,
+    compiled: bool = False,
+    checkpoint: str | None = None,
 ) -> StreamingEngine:
     """The best checkpoint of a run, with a plan that `plan_for` made.
 
@@ -41,17 +47,26 @@ def trained_engine(
         device: where tiles are computed.
         integers: whether stages multiply 8-bit integers, with the ranges that `calibration_of` gives.
         compiled: whether stages are compiled by torch, unless they multiply integers.
+        checkpoint: the hash that the best checkpoint has to have, if any.
 
     Raises:
-        RunError: there is no checkpoint, or it is damaged; no ranges can be found.
+        RunError: there is no checkpoint, it is damaged, or another one by now; no ranges can be found.
         ConfigError: the device has no such arithmetic; torch cannot compile for it.
     """
     folder = run.config.store_dir
     if folder is not None and not folder.is_dir():
         folder = None  # another machine than the one it was trained on
-    engine = StreamingEngine(run.load_network("best").to(device), plan, device, store_folder=folder)
-    if integers:
-        engine.multiply_integers(calibration_of(run))
+    network, pointer = run.load_checkpoint("best")
+    if checkpoint not in (None, pointer.sha256):
+        raise RunError.single(
+            "a better checkpoint has replaced the one that this began with",
+            where=str(run.path),
+            remedy="begin again when the training has ended, or with a copy of the run",
+        )
+    calibration = calibration_of(run, (network, pointer)) if integers else None
+    engine = StreamingEngine(network.to(device), plan, device, store_folder=folder)
+    if calibration is not None:
+        engine.multiply_integers(calibration)
     elif compiled:
         engine.compile()
     return engine
@@ -120,7 +135,7 @@ def largest_slide(slides: Iterable[Entry], config: SlideConfig) -> tuple[str, Si
 
 def _whole_size(path: Path, config: SlideConfig, mpp: float | None) -> Size | None:
     try:
-        with closing(open_slide(path, decoders=config.decoders)) as reader:
+        with closing(open_slide(path, fast=False, decoders=config.decoders)) as reader:
             return working_sampling(reader, config, resolve_l0_mpp(reader, config, mpp)).size
     except (WholeslideError, OSError):
         return None

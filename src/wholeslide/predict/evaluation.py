@@ -60,7 +60,9 @@ def evaluate_run(
         )
     _check_writable(run)
     device = device_of(run.config.accelerator)
-    engine = trained_engine(run, plan_for(run, entries(table), run.slide_config, device, memory=memory), device)
+    best = run.checkpoints.pointer("best")
+    plan = plan_for(run, entries(table), run.slide_config, device, memory=memory)
+    engine = trained_engine(run, plan, device, checkpoint=best.sha256)
     problems: list[Problem] = []
 
     def note(entry: Entry, error: WholeslideError) -> None:
@@ -79,8 +81,11 @@ def evaluate_run(
         )
     if problems:
         raise SlideError(problems)
-    step = run.checkpoints.pointer("best").state.step
-    found = {"split": split, "checkpoint_step": step, **_score(final, by_stage, run.classes, run.config.unit)}
+    found = {
+        "split": split,
+        "checkpoint_step": best.state.step,
+        **_score(final, by_stage, run.classes, run.config.unit),
+    }
     _write(run, split, final, by_stage, found)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -76,7 +76,7 @@ class _Task:
     """What there is to do. ``asked`` are the slides in the order of the inputs, by the names that they have in the table.
 
     Slides are told by their positions in ``asked``: ``missing`` are not there, ``shares`` are to be predicted, by rank; the
-    others are done.
+    others are done. ``checkpoint`` is the hash of the one that all processes predict with.
     """
 
     run: Run
@@ -84,6 +84,7 @@ class _Task:
     plan: Plan
     asked: pd.DataFrame
     missing: dict[int, tuple[Problem, ...]]
+    checkpoint: str
     shares: list[list[int]]
 
     @property
@@ -187,7 +188,7 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
         what, remedy = "the rows of several processes would mix on stdout", "name a file for them"
         raise ConfigError.single(what, where="--out", remedy=remedy)
     run = Run.open(request.run_dir)
-    slide_config = run.slide_config
+    slide_config, checkpoint = run.slide_config, run.checkpoints.pointer("best").sha256
     if request.mpp_override is not None:
         slide_config = dataclasses.replace(slide_config, mpp_override=request.mpp_override)
     found = find_inputs(request.inputs, slides=request.slides)
@@ -195,7 +196,7 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     _warn_of_scales(slides, slide_config)
     asked, done, output = found.all, set[str](), None
     if request.out is not None:
-        made_with = MadeWith.of(run, slide_config, precision=request.precision, compiled=request.compiled)
+        made_with = MadeWith.of(checkpoint, slide_config, precision=request.precision, compiled=request.compiled)
         held.enter_context(alone_on(request.out))
         output = PredictionOutput.open(request.out, columns_of(run.classes), made_with, resume=request.resume)
         asked, done = output.named(asked), set(output.done)
@@ -216,6 +217,7 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
         plan=plan,
         asked=asked,
         missing=missing,
+        checkpoint=checkpoint,
         shares=[[todo[index] for index in share] for share in dealt],
     )
     return task, output
@@ -226,7 +228,14 @@ def _engine(request: _Request, task: _Task, ranks: Ranks) -> StreamingEngine | N
     if not task.shares[ranks.rank]:
         return None
     device = device_of_rank(device_of(task.run.config.accelerator), ranks)
-    return trained_engine(task.run, task.plan, device, integers=request.precision == "int8", compiled=request.compiled)
+    return trained_engine(
+        task.run,
+        task.plan,
+        device,
+        integers=request.precision == "int8",
+        compiled=request.compiled,
+        checkpoint=task.checkpoint,
+    )
 
 
 def _predict_share(
@@ -248,13 +257,16 @@ def _predict_share(
             place = row_writer(request.out, task.columns, rank=ranks.rank, processes=ranks.count)
             writer = held.enter_context(place)
         progress = held.enter_context(progress_bar(name, count, quiet=quiet or not ranks.is_main))
-        for one in _predictions(request, task, engine, ranks.rank):
+
+        def keep(one: _Found) -> None:
             found.append(one)
             if writer is not None:
                 writer.add(one.row)
             if on_row is not None:
                 on_row(one.row, task.columns, one.problems)
             progress.advance(one.note)
+
+        _find(request, task, engine, ranks.rank, keep)
     return found
 
 
@@ -266,19 +278,20 @@ def _warn_of_scales(slides: Sequence[Entry], config: SlideConfig) -> None:
             logger.warning("%s", oddity)
 
 
-def _predictions(request: _Request, task: _Task, engine: StreamingEngine | None, rank: int) -> Iterator[_Found]:
-    """What there is to tell of each slide of a share, in order; what is missing is told by rank 0, first."""
+def _find(
+    request: _Request, task: _Task, engine: StreamingEngine | None, rank: int, keep: Callable[[_Found], None]
+) -> None:
+    """Tell of each slide of a share as soon as it is known, in order; of what is missing, rank 0 tells first."""
     asked, run = task.asked, task.run
     for position, problems in task.missing.items() if rank == 0 else ():
-        yield _Found(position, {"file": asked["file"][position], "error": _one_line(problems)}, problems)
+        keep(_Found(position, {"file": asked["file"][position], "error": _one_line(problems)}, problems))
     if engine is None:
         return
     slides = asked.iloc[task.shares[rank]]
     position_of = dict(zip(entries(slides), task.shares[rank], strict=True))
-    failed: list[_Found] = []
 
     def note(entry: Entry, error: WholeslideError) -> None:
-        failed.append(_Found(position_of[entry], _names(entry) | {"error": _one_line(error.problems)}, error.problems))
+        keep(_Found(position_of[entry], _names(entry) | {"error": _one_line(error.problems)}, error.problems))
 
     predictions = iterate_predictions(
         engine,
@@ -290,19 +303,12 @@ def _predictions(request: _Request, task: _Task, engine: StreamingEngine | None,
         prefetch_bytes=prefetch_bytes(run, engine, request.memory),
     )
     for prediction in predictions:
-        yield from _taken(failed)
         final = prediction.probabilities[-1]
         row: dict[str, object] = _names(prediction.entry)
         row["prediction"] = run.classes[int(np.argmax(final))]
         row |= {f"prob_{name}": float(value) for name, value in zip(run.classes, final, strict=True)}
         used = slide_note(prediction.seconds, memory_bytes(engine.device))
-        yield _Found(position_of[prediction.entry], row | {"error": ""}, note=used)
-    yield from _taken(failed)
-
-
-def _taken(failed: list[_Found]) -> Iterator[_Found]:
-    while failed:
-        yield failed.pop(0)
+        keep(_Found(position_of[prediction.entry], row | {"error": ""}, note=used))
 
 
 def _result(task: _Task, found: Sequence[_Found], rank: int) -> PredictResult:

@@ -15,7 +15,6 @@ from wholeslide.errors import Problem, RunError, option
 from wholeslide.predict.table import Row, RowWriter, read_rows, write_rows
 from wholeslide.slides.config import SlideConfig
 from wholeslide.train.checkpoint import check_format, disk_errors, write_atomically
-from wholeslide.train.run import Run
 
 FORMAT_VERSION = 1
 
@@ -29,16 +28,12 @@ class MadeWith:
 
     @classmethod
     def of(
-        cls, run: Run, slide_config: SlideConfig, *, precision: str | None = None, compiled: bool = False
+        cls, checkpoint: str, slide_config: SlideConfig, *, precision: str | None = None, compiled: bool = False
     ) -> MadeWith:
-        """What predictions of a run's best checkpoint are made with.
-
-        Raises:
-            RunError: there is no checkpoint, or its record is damaged.
-        """
+        """What predictions of a checkpoint of this hash are made with."""
         options = {field.name: str(getattr(slide_config, field.name)) for field in dataclasses.fields(slide_config)}
         options |= {"precision": str(precision), "compile": str(compiled)}
-        return cls(run.checkpoints.pointer("best").sha256, options)
+        return cls(checkpoint, options)
 
 
 class PredictionOutput:

@@ -20,7 +20,7 @@ from wholeslide.geometry import Size
 from wholeslide.slides.readers import Pixels
 
 #: What a decoder raises for damaged data.
-DECODING_ERRORS = (ValueError, OSError, SyntaxError, EOFError, IndexError)
+DECODING_ERRORS = (ValueError, OSError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError)
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 #: Tells a decoder that three components are red, green and blue, and not luminance and two chrominances.

@@ -16,3 +16,7 @@ def usable_cores() -> int:
 def decoding_threads() -> ThreadPoolExecutor:
     """One for each core; decoders let go of Python's lock. What runs on them must not wait for others on them."""
     return ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+
+
+if hasattr(os, "register_at_fork"):  # threads are not copied with a process
+    os.register_at_fork(after_in_child=decoding_threads.cache_clear)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 from threading import Lock
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from wholeslide.errors import SlideError
 from wholeslide.geometry import Box
 from wholeslide.slides.decoders import decoding_threads
 from wholeslide.slides.readers import WHITE, Pixels, Rgb, SlideReader
-from wholeslide.slides.stored_tiles import REDUCTIONS, StoredTiles
+from wholeslide.slides.stored_tiles import REDUCTIONS, StoredTiles, mean_of_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -121,17 +122,49 @@ class FastReader(SlideReader):
             while self._held_bytes > CACHE_BYTES and len(self._tiles) > 1:
                 oldest, _ = self._tiles.popitem(last=False)
                 self._held_bytes -= self._tile_bytes(oldest)
-        for start in range(0, len(missing), _TILES_OF_A_TASK):
-            task = {key: found[key] for key in missing[start : start + _TILES_OF_A_TASK]}
-            decoding_threads().submit(self._decode, task)
+        waiting = list(missing)
+        try:
+            while waiting:
+                task = {key: found[key] for key in waiting[:_TILES_OF_A_TASK]}
+                decoding_threads().submit(self._decode, task)
+                del waiting[:_TILES_OF_A_TASK]
+        except BaseException:
+            for key in waiting:  # others may wait for these too
+                with suppress(InvalidStateError):
+                    found[key].set_exception(RuntimeError("no thread decodes it"))
+            wait([found[key] for key in missing])
+            self._forget_failures({key: found[key] for key in missing})
+            raise
         return found
 
     def _decode(self, task: dict[_Key, Future[Pixels]]) -> None:
         for key, future in task.items():
+            with suppress(InvalidStateError):  # given up
+                try:
+                    future.set_result(self._decoded(key))
+                except InvalidStateError:
+                    raise
+                except BaseException as error:
+                    future.set_exception(error)
+
+    def _decoded(self, key: _Key) -> Pixels:
+        """A tile; one that only the direct decoder cannot read as ``plain`` reads it.
+
+        Raises:
+            SlideError: neither can.
+        """
+        stored = self._claimed[key.level]
+        try:
+            return stored.decode(key.number, key.reduction)
+        except SlideError as error:
+            level_box = stored.level_box(key.number).intersection(Box.covering(stored.size))
             try:
-                future.set_result(self._claimed[key.level].decode(key.number, key.reduction))
-            except BaseException as error:
-                future.set_exception(error)
+                pixels = self.plain.read_level(key.level, level_box, WHITE)
+            except SlideError:
+                raise error from None
+            logger.debug("read plainly: %s", error)
+            self.met_transparency |= self.plain.met_transparency
+            return mean_of_blocks(pixels, key.reduction)
 
     def _forget_failures(self, decoded: Mapping[_Key, Future[Pixels]]) -> None:
         """Let the next reader try again."""

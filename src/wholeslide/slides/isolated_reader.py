@@ -6,24 +6,30 @@ from pathlib import Path
 
 from wholeslide.geometry import Box
 from wholeslide.slides.readers import Pixels, Rgb, SlideReader
-from wholeslide.slides.workers import Workers
+from wholeslide.slides.workers import SlideFile, Workers
 
 
 class IsolatedReader(SlideReader):
     """What any of the workers reads; a worker that crashes makes an error of this slide, and nothing else.
 
+    Args:
+        path: the slide.
+        workers: who read it.
+        fast: whether they decode its tiles directly.
+
     Raises:
         SlideError: the slide cannot be opened, or its decoder crashes.
+        ConfigError: no worker can be started.
     """
 
-    def __init__(self, path: Path, workers: Workers) -> None:
+    def __init__(self, path: Path, workers: Workers, *, fast: bool = True) -> None:
         super().__init__(path)
-        self._workers = workers
-        for name, value in workers.ask(path, "describe").items():
+        self._workers, self._slide = workers, SlideFile.of(path, fast=fast)
+        for name, value in workers.open(self._slide).items():
             setattr(self, name, value)
 
     def reduction_for(self, level: int, ratio_x: float, ratio_y: float) -> int:
-        reduction: int = self._workers.ask(self.path, "reduction_for", level, ratio_x, ratio_y)
+        reduction: int = self._workers.ask(self._slide, "reduction_for", level, ratio_x, ratio_y)
         return reduction
 
     def _read_inside(self, level: int, level_box: Box, background_rgb: Rgb) -> Pixels:
@@ -34,9 +40,9 @@ class IsolatedReader(SlideReader):
 
     def _ask(self, level: int, box: Box, background_rgb: Rgb, reduction: int) -> Pixels:
         pixels: Pixels
-        pixels, transparent = self._workers.ask(self.path, "read_level", level, box, background_rgb, reduction)
+        pixels, transparent = self._workers.ask(self._slide, "read_level", level, box, background_rgb, reduction)
         self.met_transparency |= transparent
         return pixels
 
     def _release(self) -> None:
-        """Workers close slides when others are opened."""
+        self._workers.close(self._slide)

@@ -44,7 +44,7 @@ def open_slide(path: Path, *, fast: bool = True, icc: bool = False, decoders: De
     if not path.exists():
         raise slide_error("no such file", path, "check the path")
     if decoders == "processes" or (decoders == "auto" and not _is_everyday(path)):
-        reader: SlideReader = IsolatedReader(path, decoding_processes())
+        reader: SlideReader = IsolatedReader(path, decoding_processes(), fast=fast)
     else:
         reader = open_here(path, fast=fast)
     if icc:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,8 @@ class StoredTiles:
     codec: Codec
     offsets: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
+    _handles: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
+    _opening: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     @property
     def columns(self) -> int:
@@ -77,25 +79,29 @@ class StoredTiles:
             if reduction == 1 or inside == self.tile or (inside.width % block == 0 and inside.height % block == 0):
                 pixels = self.codec.decode(data, self.tile, reduction)
             else:
-                pixels = _mean(self.codec.decode(data, self.tile, 1)[: inside.height, : inside.width], reduction)
+                pixels = mean_of_blocks(
+                    self.codec.decode(data, self.tile, 1)[: inside.height, : inside.width], reduction
+                )
         except DECODING_ERRORS as error:
             raise unreadable(self.file, f"tile {index} of the level of {self.size} pixels: {error}") from error
         return pixels[: -(-inside.height // reduction), : -(-inside.width // reduction)]
 
     def close(self) -> None:
         """Let the file go; the next tile opens it again."""
-        handle = self.__dict__.pop("_handle", None)
-        if handle is not None:
-            os.close(handle)
+        with self._opening:
+            while self._handles:
+                os.close(self._handles.pop())
 
-    @cached_property
     def _handle(self) -> int:
-        return os.open(self.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        with self._opening:
+            if not self._handles:
+                self._handles.append(os.open(self.file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+            return self._handles[0]
 
     def _read(self, index: int) -> bytes:
         length = int(self.lengths[index])
         try:
-            data = os.pread(self._handle, length, int(self.offsets[index]))
+            data = os.pread(self._handle(), length, int(self.offsets[index]))
         except OSError as error:
             raise unreadable(self.file, error) from error
         if len(data) < length:
@@ -103,7 +109,7 @@ class StoredTiles:
         return data
 
 
-def _mean(pixels: Pixels, reduction: int) -> Pixels:
+def mean_of_blocks(pixels: Pixels, reduction: int) -> Pixels:
     """Of each ``reduction`` x ``reduction`` pixels; the last row and column are repeated where they do not divide."""
     height, width = pixels.shape[:2]
     padded = np.pad(pixels, ((0, -height % reduction), (0, -width % reduction), (0, 0)), mode="edge")

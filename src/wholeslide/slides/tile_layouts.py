@@ -28,6 +28,22 @@ _JPEG = (7,)
 _APERIO_YCBCR, _JPEG2000 = 33003, (33003, 33004, 33005, 34712)
 #: Behind a data element's tag and kind: two bytes of nothing and four of length.
 _PIXEL_DATA_HEADER_BYTES = 12
+#: All that is looked at: a slide's headers can hold the place of every tile.
+_DICOM_TAGS = [
+    "SeriesInstanceUID",
+    "DimensionOrganizationType",
+    "ImageType",
+    "TotalPixelMatrixFocalPlanes",
+    "NumberOfOpticalPaths",
+    "BitsAllocated",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "TotalPixelMatrixColumns",
+    "TotalPixelMatrixRows",
+    "Columns",
+    "Rows",
+]
 
 
 def find_stored_tiles(file: Path) -> list[StoredTiles]:
@@ -97,7 +113,7 @@ def _dicom_tiles(file: Path) -> Iterator[StoredTiles]:
 
 def _dicom_header(file: Path) -> pydicom.Dataset | None:
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True)
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
     except (InvalidDicomError, *DECODING_ERRORS):
         return None
 

@@ -11,4 +11,6 @@ from wholeslide.slides.workers import Serving, ignore_interrupts
 def serve(handle: int) -> None:
     """Open and read slides for the process at the other end of the socket ``handle``, until it ends."""
     ignore_interrupts()
-    Serving(open_here).run(Connection(handle))
+    connection = Connection(handle)
+    connection.send(None)  # it is there
+    Serving(open_here).run(connection)

@@ -195,7 +195,7 @@ def read_working_mpp(path: Path, config: SlideConfig, *, mpp: float | None = Non
     Raises:
         SlideError: the file is missing, cannot be opened, or has no resolution that the configuration asks for.
     """
-    with closing(open_slide(path, decoders=config.decoders)) as reader:
+    with closing(open_slide(path, fast=False, decoders=config.decoders)) as reader:
         prepared = read_prepared(reader, config)
         if prepared is not None:
             return prepared.working_mpp

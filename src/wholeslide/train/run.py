@@ -24,6 +24,7 @@ from wholeslide.streaming.plan import Plan
 from wholeslide.train.checkpoint import (
     FORMAT_VERSION,
     Checkpoints,
+    Pointer,
     Which,
     check_format,
     disk_errors,
@@ -191,10 +192,18 @@ class Run:
         Raises:
             RunError: there is no such checkpoint, or it is damaged.
         """
+        return self.load_checkpoint(which)[0]
+
+    def load_checkpoint(self, which: Which = "best") -> tuple[LocalNetwork, Pointer]:
+        """As `load_network`, and what the checkpoint is: a training that goes on may replace it at any time.
+
+        Raises:
+            RunError: there is no such checkpoint, or it is damaged.
+        """
         network = self.build_network(pretrained=False)
         weights, _, pointer = self.checkpoints.read(which)
         load_network_tensors(network, weights, where=str(self.checkpoints.folder / pointer.file))
-        return network.eval()
+        return network.eval(), pointer
 
 
 def current_versions() -> dict[str, str]:
