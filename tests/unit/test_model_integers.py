@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from wholeslide.model.config import ModelConfig
 from wholeslide.model.folding import folded_copy
-from wholeslide.model.integers import (
+from wholeslide.model.integer_layers import (
     IntegerProduct,
     LargestInteger,
     Normalised,
@@ -19,11 +19,8 @@ from wholeslide.model.integers import (
     Range,
     Real,
     Rounded,
-    in_integers,
-    products,
-    rounded_nodes,
-    without_identities,
 )
+from wholeslide.model.integers import in_integers, products, rounded_nodes, without_identities
 from wholeslide.model.network import LocalNetwork, build_network
 from wholeslide.model.quantization import Calibration, stored_pixels
 from wholeslide.verify import redraw_weights

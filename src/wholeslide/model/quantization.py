@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from wholeslide.errors import ConfigError
 from wholeslide.model.folding import folded_copy
-from wholeslide.model.integers import Normalised, Range, Real, in_integers, rounded_nodes, without_identities
+from wholeslide.model.integer_layers import Normalised, Range, Real
+from wholeslide.model.integers import in_integers, rounded_nodes, without_identities
 from wholeslide.model.network import LocalNetwork
 
 with warnings.catch_warnings():

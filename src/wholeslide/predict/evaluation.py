@@ -13,6 +13,7 @@ import pandas as pd
 from wholeslide.errors import Problem, RunError, SlideError, WholeslideError
 from wholeslide.metrics import METRICS, aggregate, evaluate
 from wholeslide.predict.engine import device_of, plan_for, prefetch_bytes, trained_engine
+from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 from wholeslide.train.inference import predict_slides
 from wholeslide.train.progress import progress_bar
@@ -53,16 +54,10 @@ def evaluate_run(
         SlideError: slides cannot be read: all of them together, and nothing is written.
     """
     run = Run.open(run_dir)
-    table = run.cohort(slides).split(split)
-    if table.empty:
-        raise RunError.single(
-            f"no slide is in the split {split!r}", where=str(run_dir / "cohort.csv"), remedy="use --split test or valid"
-        )
+    table = _table(run, split, slides)
     _check_writable(run)
-    device = device_of(run.config.accelerator)
     best = run.checkpoints.pointer("best")
-    plan = plan_for(run, entries(table), run.slide_config, device, memory=memory)
-    engine = trained_engine(run, plan, device, checkpoint=best.sha256)
+    engine = _engine(run, table, memory, checkpoint=best.sha256)
     problems: list[Problem] = []
 
     def note(entry: Entry, error: WholeslideError) -> None:
@@ -88,6 +83,23 @@ def evaluate_run(
     }
     _write(run, split, final, by_stage, found)
     return found
+
+
+def _table(run: Run, split: str, slides: Path | None) -> pd.DataFrame:
+    table: pd.DataFrame = run.cohort(slides).split(split)
+    if table.empty:
+        raise RunError.single(
+            f"no slide is in the split {split!r}",
+            where=str(run.path / "cohort.csv"),
+            remedy="use --split test or valid",
+        )
+    return table
+
+
+def _engine(run: Run, table: pd.DataFrame, memory: str | None, *, checkpoint: str) -> StreamingEngine:
+    device = device_of(run.config.accelerator)
+    plan = plan_for(run, entries(table), run.slide_config, device, memory=memory)
+    return trained_engine(run, plan, device, checkpoint=checkpoint)
 
 
 def _check_writable(run: Run) -> None:

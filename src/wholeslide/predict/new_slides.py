@@ -70,6 +70,11 @@ class _Request:
     compiled: bool
     resume: bool
 
+    def __post_init__(self) -> None:
+        if self.compiled and self.precision == "int8":
+            what, remedy = "8-bit stages are not compiled: their kernels are made already", "leave one of the two out"
+            raise ConfigError.single(what, where="--compile --precision int8", remedy=remedy)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
@@ -150,10 +155,6 @@ def predict(
             that are to be compiled, or no way to compile; fewer devices than processes, or other numbers than were started.
         FailedElsewhereError: the process of rank 0 raises one of these.
     """
-    if compiled and precision == "int8":
-        what, remedy = "8-bit stages are not compiled: their kernels are made already", "leave one of the two out"
-        raise ConfigError.single(what, where="--compile --precision int8", remedy=remedy)
-    ranks = start_ranks(devices, nodes)
     request = _Request(
         run_dir=run_dir,
         inputs=tuple(inputs),
@@ -165,7 +166,7 @@ def predict(
         compiled=compiled,
         resume=resume,
     )
-    return _predict(request, ranks, on_row, quiet=quiet)
+    return _predict(request, start_ranks(devices, nodes), on_row, quiet=quiet)
 
 
 def _predict(request: _Request, ranks: Ranks, on_row: OnRow | None, *, quiet: bool) -> PredictResult:
