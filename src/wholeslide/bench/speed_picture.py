@@ -103,7 +103,7 @@ def _finish(axes: Axes, slides: list[Slide]) -> None:
     axes.set_xticks(range(len(slides)), names, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=6, frameon=False, loc="upper left")
+        axes.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the bars
 
 
 def _slide(row: Row) -> Slide:
