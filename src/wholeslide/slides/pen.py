@@ -43,8 +43,11 @@ def pen_mask(density: Plane) -> Mask:
 def _inks(density: Plane) -> list[tuple[Mask, Mask]]:
     """For each ink, the pixels that are surely it, and those that may be its edge or a thin part of it."""
     red, green, blue = np.moveaxis(density, 2, 0)
-    strongest = density.max(axis=2)
-    greyness = 1 - (strongest - density.min(axis=2)) / np.maximum(strongest, FAINT)
+    strongest = np.maximum(np.maximum(red, green), blue)
+    greyness = np.minimum(np.minimum(red, green), blue)  # and then, in its place, one less chroma over strength
+    np.subtract(strongest, greyness, out=greyness)
+    greyness /= np.maximum(strongest, FAINT)
+    np.subtract(1, greyness, out=greyness)
     blue_core = (red > 0.15) & (blue < 0.55 * red) & (red > 0.8 * green)
     blue_edge = (red > FAINT) & (blue < 0.65 * red) & (red > 0.7 * green)
     green_core = (red > 0.15) & (green < 0.8 * red) & (green < 1.1 * blue)

@@ -161,15 +161,19 @@ def optical_density(thumbnail: Pixels, scanned: Mask) -> Plane:
         light = thumbnail.sum(axis=2, dtype=np.int32)
         brightest = bright & (light >= np.median(light[bright]))
         glass = np.median(thumbnail[brightest], axis=0).astype(np.float32)
-    density: Plane = -np.log10((thumbnail.astype(np.float32) + 1) / (glass + 1))
-    return np.maximum(density, 0)
+    density = thumbnail.astype(np.float32)  # of a large slide hundreds of MiB: there is only this one
+    density += 1
+    density /= glass + 1
+    np.log10(density, out=density)
+    np.negative(density, out=density)
+    return np.maximum(density, 0, out=density)
 
 
 def _find_stain(density: Plane, usable: Mask) -> Mask:
-    """What has a stain's colour, strongly or next to what has it strongly."""
+    """What has a stain's colour, strongly or next to what has it strongly. Overwrites ``density``."""
     if not usable.any():
         return np.zeros_like(usable)
-    smoothed = ndimage.gaussian_filter(density, (SMOOTHING_CELLS, SMOOTHING_CELLS, 0))
+    smoothed = ndimage.gaussian_filter(density, (SMOOTHING_CELLS, SMOOTHING_CELLS, 0), output=density)
     chroma = _largest(smoothed) - _smallest(smoothed)
     glass = chroma[usable & (smoothed.mean(axis=2) < GLASS_DENSITY)]
     noise = float(np.percentile(glass, 90)) if glass.size else 0.0
