@@ -4,7 +4,8 @@ A streamed step allocates and frees thousands of tensors of a few MiB. glibc map
 new page costs a fault, in sum more than the arithmetic; blocks below it are reused, but freed ones stay resident behind the small
 ones that survive among them, so that memory creeps up to a multiple of what is in use. Both are avoided: the threshold is fixed
 at its highest (glibc would move it), so that tiles share the same pages, and what has piled up is returned when a tile might
-otherwise take more than was planned. Elsewhere (macOS, Windows, musl) nothing is done.
+otherwise take more than was planned. All threads share one pool, too: with a pool each, as glibc gives them, what the threads
+that read pixels have freed (86 MiB, measured with two) serves nobody else. Elsewhere (macOS, Windows, musl) nothing is done.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import psutil
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 
 THRESHOLD_BYTES = 32 << 20
 """Blocks of at least this size live in their own mapping; glibc allows no higher value."""
@@ -28,7 +30,9 @@ NEVER_BYTES = 1 << 30
 
 @functools.cache
 def fix_thresholds() -> bool:
-    """Fix glibc's thresholds for this process. May be called any number of times, before or after torch's import.
+    """Fix glibc's thresholds for this process, and let its threads share one pool.
+
+    May be called any number of times, before or after torch's import; pools that threads have already are kept.
 
     Returns:
         Whether they are set: False where the C library is not glibc.
@@ -38,9 +42,9 @@ def fix_thresholds() -> bool:
     if library is None:
         return False
     library.mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
-    return bool(library.mallopt(M_MMAP_THRESHOLD, THRESHOLD_BYTES)) and bool(
-        library.mallopt(M_TRIM_THRESHOLD, NEVER_BYTES)
-    )
+    options = ((M_MMAP_THRESHOLD, THRESHOLD_BYTES), (M_TRIM_THRESHOLD, NEVER_BYTES), (M_ARENA_MAX, 1))
+    taken = [bool(library.mallopt(option, value)) for option, value in options]
+    return all(taken)
 
 
 def return_freed_memory() -> None:

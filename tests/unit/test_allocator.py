@@ -38,8 +38,42 @@ print(resident() - before)
 """
 
 
-def growth_bytes(mode: str) -> int:
-    done = subprocess.run([sys.executable, "-c", CREEP, mode], capture_output=True, text=True, check=True)
+THREADS = """
+import sys, threading
+from pathlib import Path
+from wholeslide.allocator import fix_thresholds
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+if sys.argv[1] == "fixed":
+    assert fix_thresholds()
+for _ in range(3):                      # glibc learns that blocks of 16 MiB come and go
+    bytearray(16 << 20)
+gates = [threading.Event() for _ in range(4)]
+
+def read(gate):
+    gate.wait()
+    held = [bytearray(1 << 20) for _ in range(25)]
+    del held[:-1]                       # the last one survives, behind what was freed
+    done.release()
+    end.wait()
+
+done, end = threading.Semaphore(0), threading.Event()
+threads = [threading.Thread(target=read, args=(gate,)) for gate in gates]
+for thread in threads:
+    thread.start()
+before = resident()
+for gate in gates:                      # one after another: they need the memory of one
+    gate.set()
+    done.acquire()
+print(resident() - before)
+end.set()
+"""
+
+
+def growth_bytes(mode: str, script: str = CREEP) -> int:
+    done = subprocess.run([sys.executable, "-c", script, mode], capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
@@ -47,6 +81,12 @@ def growth_bytes(mode: str) -> int:
 def test_freed_blocks_go_back_to_the_system() -> None:
     assert growth_bytes("fixed") < 16 << 20
     assert growth_bytes("as it is") > 64 << 20  # otherwise this test shows nothing
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_what_a_thread_freed_serves_the_others() -> None:
+    assert growth_bytes("fixed", THREADS) < 32 << 20
+    assert growth_bytes("as it is", THREADS) > 64 << 20
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
