@@ -89,8 +89,10 @@ def test_best_and_last_predict_what_was_validated(run: Run) -> None:
     assert state.best is not None
     assert state.best.epoch == epochs["epochs_seen"][epochs["valid_stage2_loss"].idxmin()]
     for which, epoch in (("best", state.best.epoch), ("last", 2)):
-        engine = StreamingEngine(run.load_network(which), run.plan, torch.device("cpu"))
-        final, by_stage = predict_slides(engine, run.cohort().split("valid"), run.slide_config, classes=run.classes)
+        engine = run.learner(run.load_network(which), torch.device("cpu"))
+        final, by_stage = predict_slides(
+            engine, run.cohort().split("valid"), run.source(engine.network), classes=run.classes
+        )
         assert list(final.columns) == ["file", "slide", "patient", "label", "prediction", "prob_a", "prob_b"]
         assert by_stage["stage"].tolist() == [1, 2, 1, 2]
         chosen = [row[f"prob_{row['label']}"] for row in final.to_dict("records")]
@@ -102,24 +104,28 @@ def test_a_file_that_cannot_be_read_is_passed_on_or_raised(run: Run, tmp_path: P
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     table.iloc[0, table.columns.get_loc("path")] = str(bad)
-    engine = StreamingEngine(run.load_network(), run.plan, torch.device("cpu"))
+    engine = run.learner(run.load_network(), torch.device("cpu"))
     met = []
     final, _ = predict_slides(
-        engine, table, run.slide_config, classes=run.classes, on_error=lambda entry, error: met.append((entry, error))
+        engine,
+        table,
+        run.source(engine.network),
+        classes=run.classes,
+        on_error=lambda entry, error: met.append((entry, error)),
     )
     assert final["file"].tolist() == [table["file"].iloc[1]]
     assert met[0][0].file == table["file"].iloc[0]
     with pytest.raises(SlideError, match=r"bad\.png"):
-        predict_slides(engine, table, run.slide_config, classes=run.classes)
+        predict_slides(engine, table, run.source(engine.network), classes=run.classes)
 
 
 def test_an_answer_that_is_not_a_number_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = StreamingEngine(run.load_network("best"), run.plan, torch.device("cpu"))
+    engine = run.learner(run.load_network("best"), torch.device("cpu"))
     monkeypatch.setattr(engine, "predict", lambda _view, **_: np.full((2, 2), np.nan))
     with pytest.raises(
         SlideError, match=r"the network's answer is not a number \(.*\.png\): the weights have diverged"
     ):
-        predict_slides(engine, run.cohort().split("valid"), run.slide_config, classes=run.classes)
+        predict_slides(engine, run.cohort().split("valid"), run.source(engine.network), classes=run.classes)
 
 
 def test_the_test_split_is_not_touched(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +163,9 @@ def test_each_group_steps_on_the_mean_of_its_gradients(
     rows = {entry.file: entry for entry in entries(run.cohort().table)}
     network = run.build_network(pretrained=False)
     engine = StreamingEngine(network, run.plan, torch.device("cpu"))
-    views = ViewSource(run.slide_config, network.padded_size, None, run.config.augmentation_config(), run.mean_grey)
+    views = ViewSource(
+        run.slide_config, network.padded_size, None, run.config.augmentation_config(), run.tissue.mean_grey
+    )
     for files, gradients, weights in groups:
         network.load_state_dict(weights)
         singles = []

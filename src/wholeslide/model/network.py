@@ -14,6 +14,7 @@ from wholeslide.model.config import ModelConfig
 from wholeslide.model.heads import AttentionClassifier, auxiliary_classifier, final_classifier
 from wholeslide.model.locality import Locality, compose
 from wholeslide.model.reconstruction import FeatureReconstruction
+from wholeslide.model.staged import StagedNetwork
 from wholeslide.model.stages import Stage, cut_into_stages
 from wholeslide.model.tracing import trace
 from wholeslide.model.weights import LITE0, create_backbone, load_weights
@@ -38,7 +39,7 @@ class CrossEntropy(nn.Module):
         return loss if weights is None else loss * weights[label]  # type: ignore[index]
 
 
-class LocalNetwork(nn.Module):
+class LocalNetwork(StagedNetwork):
     """F_1 … F_K of the paper, with A_1 … A_{K−1}, H, and R_1 … R_{K−1}. ``stages[0]`` is F_1.
 
     Args:
@@ -110,6 +111,10 @@ class LocalNetwork(nn.Module):
         decoder = self.decoders[number - 1]
         assert isinstance(decoder, FeatureReconstruction)
         return decoder
+
+    def reconstructs(self, stage: int) -> bool:
+        """Whether the stage, counted from 1, is trained to reconstruct its input too."""
+        return self.decoder(stage) is not None
 
     def backbone_parameters(self, stage: int | None = None) -> list[nn.Parameter]:
         """What the loss of ``stage`` (counted from 1), or of any stage, trains in the backbone."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from wholeslide.errors import CohortError, Problem, RunError, SlideError
 from wholeslide.model.network import LocalNetwork
 from wholeslide.model.quantization import Calibration
+from wholeslide.model.staged import StagedNetwork
 from wholeslide.streaming.calibration import observe_slide
 from wholeslide.train.checkpoint import Pointer, disk_errors, write_atomically
 from wholeslide.train.run import Run
@@ -32,7 +33,7 @@ def calibration_path(run: Run) -> Path:
     return run.path / "calibration.safetensors"
 
 
-def calibration_of(run: Run, loaded: tuple[LocalNetwork, Pointer] | None = None) -> Calibration:
+def calibration_of(run: Run, loaded: tuple[StagedNetwork, Pointer] | None = None) -> Calibration:
     """The ranges of a checkpoint: those that are kept, or from the run's own training slides, and then kept.
 
     Args:
@@ -44,6 +45,7 @@ def calibration_of(run: Run, loaded: tuple[LocalNetwork, Pointer] | None = None)
         ConfigError: this processor has no integer kernels.
     """
     network, pointer = loaded or run.load_checkpoint("best")
+    assert isinstance(network, LocalNetwork)
     calibration, checkpoint = Calibration(network), pointer.sha256
     if _load(calibration, calibration_path(run), checkpoint):
         return calibration

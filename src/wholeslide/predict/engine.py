@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from wholeslide.errors import ConfigError, RunError, WholeslideError
 from wholeslide.geometry import Size
+from wholeslide.model.network import LocalNetwork
 from wholeslide.predict.calibration import calibration_of
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.opening import open_slide
@@ -20,6 +21,7 @@ from wholeslide.streaming.config import StreamingConfig
 from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import NotEnoughMemoryError, gib, make_plan
+from wholeslide.train.learner import Learner
 from wholeslide.train.run import Run
 from wholeslide.train.setup import prefetch_limit
 from wholeslide.train.views import Entry
@@ -32,18 +34,18 @@ USUAL = Size(10_000, 10_000)
 
 def trained_engine(
     run: Run,
-    plan: Plan,
+    plan: Plan | None,
     device: torch.device,
     *,
     integers: bool = False,
     compiled: bool = False,
     checkpoint: str | None = None,
-) -> StreamingEngine:
+) -> Learner[Any]:
     """The best checkpoint of a run, with a plan that `plan_for` made.
 
     Args:
         run: the run.
-        plan: tile sizes and arithmetic.
+        plan: tile sizes and arithmetic, where the run's method has a plan.
         device: where tiles are computed.
         integers: whether stages multiply 8-bit integers, with the ranges that `calibration_of` gives.
         compiled: whether stages are compiled by torch, unless they multiply integers.
@@ -64,11 +66,12 @@ def trained_engine(
             remedy="begin again when the training has ended, or with a copy of the run",
         )
     calibration = calibration_of(run, (network, pointer)) if integers else None
-    engine = StreamingEngine(network.to(device), plan, device, store_folder=folder)
-    if calibration is not None:
-        engine.multiply_integers(calibration)
-    elif compiled:
-        engine.compile()
+    engine = replace(run, plan=plan, config=replace(run.config, store_dir=folder)).learner(network.to(device), device)
+    if isinstance(engine, StreamingEngine):
+        if calibration is not None:
+            engine.multiply_integers(calibration)
+        elif compiled:
+            engine.compile()
     return engine
 
 
@@ -80,8 +83,8 @@ def plan_for(
     *,
     memory: str | None = None,
     precision: Precision | None = None,
-) -> Plan:
-    """A plan for predictions: by default within the memory of the training and for its largest slide.
+) -> Plan | None:
+    """A plan for predictions: by default within the memory of the training and for its largest slide; none where none is made.
 
     Args:
         run: the run.
@@ -95,6 +98,10 @@ def plan_for(
         RunError: there is no checkpoint, or it is damaged.
         ConfigError: nothing fits into ``memory``.
     """
+    if run.plan is None:
+        return None
+    network = run.load_network("best").to(device)
+    assert isinstance(network, LocalNetwork)
     # The run's own arithmetic down to its layout: the same rows whenever and wherever a prediction is gone on with.
     own = run.plan.execution if precision in (None, "int8", run.plan.execution.precision) else None
     arithmetic = run.plan.execution.precision if precision is None or precision == "int8" else precision
@@ -103,7 +110,7 @@ def plan_for(
         ("the run's largest slide", run.plan.largest) if memory is None else largest_slide(slides, slide_config)
     )
     try:
-        return make_plan(run.load_network("best").to(device), largest, config, device, training=False, execution=own)
+        return make_plan(network, largest, config, device, training=False, execution=own)
     except NotEnoughMemoryError as error:
         needed = gib(error.needed_bytes)
         raise ConfigError.single(
@@ -113,7 +120,7 @@ def plan_for(
         ) from error
 
 
-def prefetch_bytes(run: Run, engine: StreamingEngine, memory: str | None) -> int:
+def prefetch_bytes(run: Run, engine: Learner[Any], memory: str | None) -> int:
     """Most bytes of a slide that is read ahead, as in training: none where the memory of a CPU is bounded."""
     config = run.config if memory is None else replace(run.config, memory=memory)
     return prefetch_limit(config, engine.device)

@@ -13,9 +13,9 @@ import pandas as pd
 from wholeslide.errors import Problem, RunError, SlideError, WholeslideError
 from wholeslide.metrics import METRICS, aggregate, evaluate
 from wholeslide.predict.engine import device_of, plan_for, prefetch_bytes, trained_engine
-from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 from wholeslide.train.inference import predict_slides
+from wholeslide.train.learner import Learner
 from wholeslide.train.progress import progress_bar
 from wholeslide.train.run import Run
 from wholeslide.train.views import Entry, entries
@@ -67,9 +67,8 @@ def evaluate_run(
         final, by_stage = predict_slides(
             engine,
             table,
-            run.slide_config,
+            run.source(engine.network),
             classes=run.classes,
-            cache=run.config.cache,
             on_error=note,
             progress=progress,
             prefetch_bytes=prefetch_bytes(run, engine, memory),
@@ -96,7 +95,7 @@ def _table(run: Run, split: str, slides: Path | None) -> pd.DataFrame:
     return table
 
 
-def _engine(run: Run, table: pd.DataFrame, memory: str | None, *, checkpoint: str) -> StreamingEngine:
+def _engine(run: Run, table: pd.DataFrame, memory: str | None, *, checkpoint: str) -> Learner[Any]:
     device = device_of(run.config.accelerator)
     plan = plan_for(run, entries(table), run.slide_config, device, memory=memory)
     return trained_engine(run, plan, device, checkpoint=checkpoint)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,9 @@ from wholeslide.predict.ranks import Ranks, device_of_rank, start_ranks
 from wholeslide.predict.table import Row, columns_of
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.lock import alone_on
-from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.plan import Plan
 from wholeslide.train.inference import iterate_predictions
+from wholeslide.train.learner import Learner
 from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
 from wholeslide.train.run import Run
 from wholeslide.train.survey import scale_oddities, working_scales
@@ -86,7 +87,7 @@ class _Task:
 
     run: Run
     slide_config: SlideConfig
-    plan: Plan
+    plan: Plan | None
     asked: pd.DataFrame
     missing: dict[int, tuple[Problem, ...]]
     checkpoint: str
@@ -224,7 +225,7 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     return task, output
 
 
-def _engine(request: _Request, task: _Task, ranks: Ranks) -> StreamingEngine | None:
+def _engine(request: _Request, task: _Task, ranks: Ranks) -> Learner[Any] | None:
     """This process's engine, if it has slides to predict."""
     if not task.shares[ranks.rank]:
         return None
@@ -242,7 +243,7 @@ def _engine(request: _Request, task: _Task, ranks: Ranks) -> StreamingEngine | N
 def _predict_share(
     request: _Request,
     task: _Task,
-    engine: StreamingEngine | None,
+    engine: Learner[Any] | None,
     ranks: Ranks,
     on_row: OnRow | None,
     *,
@@ -280,7 +281,7 @@ def _warn_of_scales(slides: Sequence[Entry], config: SlideConfig) -> None:
 
 
 def _find(
-    request: _Request, task: _Task, engine: StreamingEngine | None, rank: int, keep: Callable[[_Found], None]
+    request: _Request, task: _Task, engine: Learner[Any] | None, rank: int, keep: Callable[[_Found], None]
 ) -> None:
     """Tell of each slide of a share as soon as it is known, in order; of what is missing, rank 0 tells first."""
     asked, run = task.asked, task.run
@@ -297,8 +298,7 @@ def _find(
     predictions = iterate_predictions(
         engine,
         slides,
-        task.slide_config,
-        cache=run.config.cache,
+        run.source(engine.network, task.slide_config),
         on_error=note,
         classifiers=[engine.network.depth],
         prefetch_bytes=prefetch_bytes(run, engine, request.memory),

@@ -9,12 +9,14 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
+from torch import nn
 
 from wholeslide.allocator import return_freed_memory
 from wholeslide.errors import Problem, SlideError
-from wholeslide.streaming.engine import StreamingEngine
+from wholeslide.streaming.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +69,32 @@ def memory_for(file: str) -> Iterator[None]:
         raise SlideMemoryError(file, f"{type(error).__name__} {error}".strip()) from error
 
 
-def take_smaller_plan(engine: StreamingEngine, file: str, reason: str) -> None:
+class Engine(Protocol):
+    """What may take another plan; none where its memory is not planned."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def plan(self) -> Plan | None: ...
+
+    def go_on_with(self, plan: Plan) -> None:
+        """Take other tiles from now on."""
+
+
+def take_smaller_plan(engine: Engine, file: str, reason: str) -> Plan:
     """Discard all gradients, give back what is free, and turn the engine to smaller tiles without kept graphs.
 
     Args:
         engine: between two slides.
         file: the slide that memory did not suffice for.
         reason: what the allocation that failed said.
+
+    Returns:
+        The plan that the engine has from now on.
 
     Raises:
         SlideMemoryError: there are no smaller ones.
@@ -85,6 +106,8 @@ def take_smaller_plan(engine: StreamingEngine, file: str, reason: str) -> None:
     else:
         return_freed_memory()
     logger.info("%s: %s", file, reason)
+    if engine.plan is None:
+        raise SlideMemoryError(file, reason)
     smaller = engine.plan.smaller
     if smaller is None:
         raise SlideMemoryError(file, reason, "not enough memory, even with the smallest tiles")
@@ -97,3 +120,4 @@ def take_smaller_plan(engine: StreamingEngine, file: str, reason: str) -> None:
         max(smaller.tile_px[1:]),
         longer,
     )
+    return smaller

@@ -6,22 +6,21 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from wholeslide.errors import WholeslideError
-from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.readers import slide_error
-from wholeslide.slides.view import SlideView
-from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.recovery import SlideMemoryError, memory_for, take_smaller_plan
 from wholeslide.train.config import GIB
-from wholeslide.train.prefetch import Ready, read_ahead
+from wholeslide.train.learner import Learner, Source
+from wholeslide.train.prefetch import Ready, View, read_ahead
 from wholeslide.train.progress import ProgressTask, memory_bytes, slide_note
-from wholeslide.train.views import Entry, ViewSource, entries
+from wholeslide.train.views import Entry, entries
+
+V = TypeVar("V", bound=View)
 
 OnError = Callable[[Entry, WholeslideError], None]
 
@@ -40,11 +39,10 @@ class SlidePrediction:
 
 
 def iterate_predictions(
-    engine: StreamingEngine,
+    engine: Learner[V],
     cohort_table: pd.DataFrame,
-    slide_config: SlideConfig,
+    source: Source[V],
     *,
-    cache: Path | None = None,
     on_error: OnError | None = None,
     prefetch_bytes: int = GIB,
     smaller_tiles: bool = True,
@@ -59,7 +57,6 @@ def iterate_predictions(
     Raises:
         SlideError: a file cannot be read, or is too large for the smallest tiles, and there is no ``on_error``.
     """
-    source = ViewSource(slide_config, engine.network.padded_size, cache)
     ready = read_ahead(entries(cohort_table), source.open, name=lambda entry: entry.file, limit_bytes=prefetch_bytes)
     with closing(ready):
         for item in ready:
@@ -74,12 +71,11 @@ def iterate_predictions(
 
 
 def predict_slides(
-    engine: StreamingEngine,
+    engine: Learner[V],
     cohort_table: pd.DataFrame,
-    slide_config: SlideConfig,
+    source: Source[V],
     *,
     classes: Sequence[str],
-    cache: Path | None = None,
     on_error: OnError | None = None,
     progress: ProgressTask | None = None,
     prefetch_bytes: int = GIB,
@@ -97,8 +93,7 @@ def predict_slides(
     for found in iterate_predictions(
         engine,
         cohort_table,
-        slide_config,
-        cache=cache,
+        source,
         on_error=on_error,
         prefetch_bytes=prefetch_bytes,
         smaller_tiles=smaller_tiles,
@@ -123,7 +118,7 @@ def stage_rows(found: SlidePrediction, classes: Sequence[str]) -> list[dict[str,
 
 
 def _predict(
-    engine: StreamingEngine, item: Ready[Entry], classifiers: Collection[int] | None, *, smaller_tiles: bool
+    engine: Learner[V], item: Ready[Entry, V], classifiers: Collection[int] | None, *, smaller_tiles: bool
 ) -> SlidePrediction:
     begin = time.perf_counter()
     with memory_for(item.item.file), item.view() as view:
@@ -137,7 +132,7 @@ def _predict(
 
 
 def _probabilities(
-    engine: StreamingEngine, view: SlideView, file: str, classifiers: Collection[int] | None, *, smaller_tiles: bool
+    engine: Learner[V], view: V, file: str, classifiers: Collection[int] | None, *, smaller_tiles: bool
 ) -> np.ndarray:
     """(K, classes), with as small tiles as it takes."""
     while True:

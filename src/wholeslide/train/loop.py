@@ -8,9 +8,8 @@ from lightning.fabric import Fabric
 
 from wholeslide.cohort.manifest import Cohort
 from wholeslide.errors import SlideError, StoreError
-from wholeslide.model.network import LocalNetwork
+from wholeslide.model.staged import StagedNetwork
 from wholeslide.slides.lock import alone_in
-from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 from wholeslide.train.config import TrainConfig
 from wholeslide.train.estimate import describe
@@ -70,7 +69,7 @@ def dry_run(config: TrainConfig) -> list[str]:
     return [
         f"would go on with {run.path} after {state.epochs_seen} epochs and {state.step} steps",
         f"{len(cohort.split('train'))} training and {len(cohort.split('valid'))} validation files",
-        *plan_lines(run.plan),
+        *([] if run.plan is None else plan_lines(run.plan)),
     ]
 
 
@@ -97,7 +96,7 @@ def _create(prepared: Prepared) -> Run:
     return run
 
 
-def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | None, watch: SignalWatch) -> Run:
+def _fit(run: Run, cohort: Cohort, network: StagedNetwork, begun: LoopState | None, watch: SignalWatch) -> Run:
     """Train from the beginning (``begun`` is None) or from the last checkpoint; the run with the plan that it ends with."""
     config = run.config
     device = choose_device(config)
@@ -106,11 +105,9 @@ def _fit(run: Run, cohort: Cohort, network: LocalNetwork, begun: LoopState | Non
     fabric = Fabric(accelerator=device.type, devices=1, loggers=loggers)
     fabric.launch()
     network.to(fabric.device)
-    engine = StreamingEngine(network, run.plan, fabric.device, store_folder=config.store_dir)
+    engine, source = run.learner(network, fabric.device), run.source(network)
     history = History(run.path / "log", loggers)
-    trainer = Trainer(
-        run, cohort, network, engine, history, watch, prefetch_bytes=prefetch_limit(config, fabric.device)
-    )
+    trainer = Trainer(run, cohort, engine, source, history, watch, prefetch_bytes=prefetch_limit(config, fabric.device))
     if begun is not None:
         trainer.resume()
         logger.info("going on after %d epochs and %d steps", trainer.state.epochs_seen, trainer.state.step)

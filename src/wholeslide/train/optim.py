@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from wholeslide.errors import RunError
-from wholeslide.model.network import LocalNetwork
+from wholeslide.model.staged import StagedNetwork
 from wholeslide.train.config import TrainConfig
 
 MULTISTEP_FRACTIONS = (25 / 55, 35 / 55, 45 / 55)
 DECAY = 0.1
 
 
-def build_optimizer(network: LocalNetwork, config: TrainConfig, stage: int | None) -> torch.optim.AdamW:
+def build_optimizer(network: StagedNetwork, config: TrainConfig, stage: int | None) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of one stage (counted from 1), or of all (None).
 
     Two groups: the backbone at ``lr``, classifiers and decoders at ``head_lr``.

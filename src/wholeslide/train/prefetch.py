@@ -11,30 +11,41 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from wholeslide.errors import SlideError, WholeslideError
-from wholeslide.slides.view import SlideView
 
 logger = logging.getLogger(__name__)
 
+
+class View(Protocol):
+    """What a slide is read as: pixels, or the features of its patches."""
+
+    def prefetch(self, limit_bytes: int) -> None:
+        """Take all of it into memory, if it is no more than so many bytes."""
+
+    def close(self) -> None:
+        """Let go of file and memory."""
+
+
 T = TypeVar("T")
+V = TypeVar("V", bound=View)
 
 
 @dataclass
-class Ready(Generic[T]):
+class Ready(Generic[T, V]):
     """An item whose view was read ahead.
 
     ``wait_seconds``, known once :meth:`view` was entered, is how long the caller stood still for pixels.
     """
 
     item: T
-    future: Future[SlideView]
+    future: Future[V]
     wait_seconds: float = 0.0
     taken: bool = False
 
     @contextmanager
-    def view(self) -> Iterator[SlideView]:
+    def view(self) -> Iterator[V]:
         """The view, closed at the end of the block.
 
         Raises:
@@ -49,15 +60,15 @@ class Ready(Generic[T]):
 
 
 def read_ahead(
-    items: Sequence[T], open_view: Callable[[T], SlideView], *, name: Callable[[T], str], limit_bytes: int
-) -> Generator[Ready[T], None, None]:
+    items: Sequence[T], open_view: Callable[[T], V], *, name: Callable[[T], str], limit_bytes: int
+) -> Generator[Ready[T, V], None, None]:
     """Every item in order, the one after it being opened meanwhile.
 
     A view's pixels are held in memory if they take no more than ``limit_bytes``; otherwise they are read as they are
     needed, as where memory does not suffice. What goes wrong with an item is raised by its own :meth:`Ready.view`, naming it.
     """
 
-    def load(item: T) -> SlideView:
+    def load(item: T) -> V:
         try:
             view = open_view(item)
             try:
@@ -79,7 +90,7 @@ def read_ahead(
         return view
 
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
-    waiting: list[Ready[T]] = []
+    waiting: list[Ready[T, V]] = []
     try:
         for index, item in enumerate(items):
             if not waiting:
@@ -94,7 +105,7 @@ def read_ahead(
         executor.shutdown(wait=True)
 
 
-def _abandon(ready: Ready[T]) -> None:
+def _abandon(ready: Ready[T, V]) -> None:
     """Close a view that nobody took."""
     if ready.taken or ready.future.cancel():
         return

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -17,7 +17,7 @@ from wholeslide import __version__
 from wholeslide.cohort.manifest import Cohort, read_cohort
 from wholeslide.cohort.splits import write_split
 from wholeslide.errors import RunError
-from wholeslide.model.network import LocalNetwork, build_network
+from wholeslide.model.staged import StagedNetwork
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.lock import LOCK_NAME
 from wholeslide.streaming.plan import Plan
@@ -32,18 +32,11 @@ from wholeslide.train.checkpoint import (
     write_atomically,
 )
 from wholeslide.train.config import TrainConfig
+from wholeslide.train.learner import Learner, Source
+from wholeslide.train.methods import Subject, Tissue, method_of
 
 FOLDERS = ("checkpoints", "log", "predictions", "metrics")
 _BEGUN = frozenset({*FOLDERS, "cohort.csv", "plan.json", "excluded.csv"})
-
-
-@dataclass(frozen=True)
-class Tissue:
-    """Statistics of the training split's tissue, in [0, 1]: mean and deviation of red, green and blue; mean grey."""
-
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
-    mean_grey: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Run:
     """A run directory that exists.
 
     ``classes`` are in the order of the network's outputs; ``class_weights`` are the factors on their losses, if any;
-    ``versions`` are of what made the run.
+    ``plan`` is there where a method's memory is planned; ``versions`` are of what made the run.
     """
 
     path: Path
@@ -59,7 +52,7 @@ class Run:
     classes: tuple[str, ...]
     tissue: Tissue
     class_weights: tuple[float, ...] | None
-    plan: Plan
+    plan: Plan | None
     versions: dict[str, str]
 
     @classmethod
@@ -70,7 +63,7 @@ class Run:
         *,
         tissue: Tissue,
         class_weights: Sequence[float] | None,
-        plan: Plan,
+        plan: Plan | None,
     ) -> Run:
         """Make the directory and everything in it but ``config.yaml``, which :meth:`seal` writes last.
 
@@ -90,7 +83,7 @@ class Run:
             for name in FOLDERS:
                 (run.path / name).mkdir(parents=True, exist_ok=True)
             write_split(cohort, run.path / "cohort.csv")
-        return run.with_plan(plan)
+        return run if plan is None else run.with_plan(plan)
 
     def with_plan(self, plan: Plan) -> Run:
         """The same run with a plan, which is written.
@@ -137,14 +130,14 @@ class Run:
         try:
             values = yaml.safe_load(config_path.read_text(encoding="utf-8"))
             check_format(values["format_version"], config_path)
-            tissue, weights = values["tissue"], values["class_weighting"]
+            config, tissue, weights = TrainConfig.from_dict(values), values["tissue"], values["class_weighting"]
             return cls(
                 path=path,
-                config=TrainConfig.from_dict(values),
+                config=config,
                 classes=tuple(values["classes"]),
                 tissue=Tissue(tuple(tissue["pixel_mean"]), tuple(tissue["pixel_std"]), tissue["mean_grey"]),
                 class_weights=None if weights is None else tuple(weights),
-                plan=_read_plan(path / "plan.json"),
+                plan=_read_plan(path / "plan.json") if method_of(config).plans else None,
                 versions=values["versions"],
             )
         except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
@@ -162,9 +155,9 @@ class Run:
         return self.config.slide_config()
 
     @property
-    def mean_grey(self) -> float:
-        """Mean grey of the training tissue, in [0, 1]."""
-        return self.tissue.mean_grey
+    def subject(self) -> Subject:
+        """What this run's network is built for."""
+        return Subject(len(self.classes), self.class_weights, self.tissue)
 
     def cohort(self, slides: Path | None = None) -> Cohort:
         """The cohort that the run was trained on, its files found below ``slides`` (default: where they were).
@@ -174,19 +167,19 @@ class Run:
         """
         return read_cohort(self.path / "cohort.csv", slides or self.config.slides)
 
-    def build_network(self, *, pretrained: bool) -> LocalNetwork:
+    def build_network(self, *, pretrained: bool) -> StagedNetwork:
         """The network as it is before training; only its structure where not ``pretrained``."""
-        return build_network(
-            self.config.model_config(),
-            classes=len(self.classes),
-            pixel_mean=self.tissue.pixel_mean,
-            pixel_std=self.tissue.pixel_std,
-            seed=self.config.seed,
-            class_weights=self.class_weights,
-            pretrained=pretrained,
-        )
+        return method_of(self.config).network(self.config, self.subject, pretrained=pretrained)
 
-    def load_network(self, which: Which = "best") -> LocalNetwork:
+    def learner(self, network: StagedNetwork, device: torch.device) -> Learner[Any]:
+        """What trains the network and predicts with it, in the memory that was planned."""
+        return method_of(self.config).learner(self.config, network, self.plan, device)
+
+    def source(self, network: StagedNetwork, slides: SlideConfig | None = None) -> Source[Any]:
+        """How slides are opened for it; ``slides`` says how they are read, if not as the run's own."""
+        return method_of(self.config).source(self.config, self.subject, network, slides or self.slide_config)
+
+    def load_network(self, which: Which = "best") -> StagedNetwork:
         """The trained network, of the best epoch or the last state, on the CPU in evaluation mode.
 
         Raises:
@@ -194,7 +187,7 @@ class Run:
         """
         return self.load_checkpoint(which)[0]
 
-    def load_checkpoint(self, which: Which = "best") -> tuple[LocalNetwork, Pointer]:
+    def load_checkpoint(self, which: Which = "best") -> tuple[StagedNetwork, Pointer]:
         """As `load_network`, and what the checkpoint is: a training that goes on may replace it at any time.
 
         Raises:

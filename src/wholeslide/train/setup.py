@@ -26,7 +26,8 @@ from wholeslide.streaming.planner import parse_memory
 from wholeslide.train.config import GIB, TrainConfig
 from wholeslide.train.fitting import Candidate, Largest, choose_stages, plan_that_fits
 from wholeslide.train.history import check_loggers
-from wholeslide.train.run import Run, Tissue, claim_folder
+from wholeslide.train.methods import Tissue
+from wholeslide.train.run import Run, claim_folder
 from wholeslide.train.survey import Finding, SlideFacts, facts_of, oddities, raise_finding, survey
 from wholeslide.train.validation import balanced_weights
 from wholeslide.train.views import Entry, entries, open_slide_of

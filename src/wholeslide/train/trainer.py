@@ -16,14 +16,13 @@ import torch
 from wholeslide.cohort.manifest import Cohort
 from wholeslide.draws import Draws
 from wholeslide.errors import RunError
-from wholeslide.model.network import LocalNetwork
-from wholeslide.streaming.engine import StreamingEngine
 from wholeslide.streaming.recovery import SlideMemoryError, memory_for, take_smaller_plan
 from wholeslide.streaming.step import StepResult
 from wholeslide.train.checkpoint import Pointer
 from wholeslide.train.config import TrainConfig
 from wholeslide.train.history import History
 from wholeslide.train.inference import predict_slides
+from wholeslide.train.learner import Learner, Source
 from wholeslide.train.optim import RateSchedule, RateState, build_optimizer
 from wholeslide.train.prefetch import Ready, read_ahead
 from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
@@ -37,7 +36,7 @@ from wholeslide.train.validation import (
     monitored,
     stage_metrics,
 )
-from wholeslide.train.views import Entry, ViewSource, entries
+from wholeslide.train.views import Entry, entries
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,8 @@ class Trainer:
         self,
         run: Run,
         cohort: Cohort,
-        network: LocalNetwork,
-        engine: StreamingEngine,
+        engine: Learner[Any],
+        source: Source[Any],
         history: History,
         watch: SignalWatch,
         *,
@@ -76,8 +75,9 @@ class Trainer:
     ) -> None:
         self.run = run
         self.config: TrainConfig = run.config
-        self.network = network
+        self.network = engine.network
         self.engine = engine
+        self.source = source
         self.history = history
         self.watch = watch
         self.prefetch_bytes = prefetch_bytes
@@ -86,13 +86,6 @@ class Trainer:
         self.validation = cohort.split("valid")
         counts = [sum(entry.label == name for entry in self.training) for name in run.classes]
         self.constant_loss = constant_answer_loss(counts, run.class_weights)
-        self.views = ViewSource(
-            run.slide_config,
-            network.padded_size,
-            self.config.cache,
-            self.config.augmentation_config(),
-            run.mean_grey,
-        )
         self._begin(LoopState(stage=1 if self.config.schedule == "sequential" else 0))
         self._saved_at = time.monotonic()
         watch.before_leaving = self.save
@@ -151,10 +144,10 @@ class Trainer:
                 return part()
             except SlideMemoryError as error:
                 file, reason = error.file, error.reason
-            take_smaller_plan(self.engine, file, reason)
+            plan = take_smaller_plan(self.engine, file, reason)
             self.prefetch_bytes = 0
             self.save()  # first: an earlier checkpoint was not followed by steps of the new plan
-            self.run = self.run.with_plan(self.engine.plan)
+            self.run = self.run.with_plan(plan)
 
     def _begin(self, state: LoopState) -> None:
         """Train from a state on; the weights are the network's."""
@@ -194,7 +187,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         ahead = read_ahead(
             items[self.state.position :],
-            lambda entry: self.views.open(entry, self._draws(entry)),
+            lambda entry: self.source.open(entry, self._draws(entry)),
             name=lambda entry: entry.file,
             limit_bytes=self.prefetch_bytes,
         )
@@ -212,7 +205,7 @@ class Trainer:
                     group = []
         assert not group, "gradients left over"
 
-    def _train_slide(self, ready: Ready[Entry], *, weight: float) -> TrainedSlide:
+    def _train_slide(self, ready: Ready[Entry, Any], *, weight: float) -> TrainedSlide:
         """Add one slide's gradients, times ``weight``."""
         entry = ready.item
         begin = time.perf_counter()
@@ -262,7 +255,7 @@ class Trainer:
     def _check_losses(self, entry: Entry, result: StepResult) -> None:
         for stage in self.chosen_stages:
             losses = [result.classification_losses[stage - 1]]
-            if self.network.decoder(stage) is not None:
+            if self.network.reconstructs(stage):
                 losses.append(result.reconstruction_losses[stage - 1])
             if not all(map(math.isfinite, losses)):
                 raise self._not_finite("the loss", entry.file, stage)
@@ -315,9 +308,8 @@ class Trainer:
             _, by_stage = predict_slides(
                 self.engine,
                 self.validation,
-                self.run.slide_config,
+                self.source,
                 classes=self.run.classes,
-                cache=self.config.cache,
                 progress=progress,
                 prefetch_bytes=self.prefetch_bytes,
                 smaller_tiles=False,
