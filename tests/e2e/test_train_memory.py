@@ -160,9 +160,9 @@ def test_gradients_are_gone_before_the_plan_changes(
 
     predecessor = recovery.take_smaller_plan
 
-    def watched(engine: StreamingEngine, *what: str) -> None:
+    def watched(engine: StreamingEngine, *what: str) -> Plan:
         happened.append("failed with gradients" if gradients(engine) else "failed without")
-        predecessor(engine, *what)
+        return predecessor(engine, *what)
 
     def changed(engine: StreamingEngine, plan: Plan) -> None:
         happened.append("changed with gradients" if gradients(engine) else "changed without")
