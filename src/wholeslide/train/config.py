@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from wholeslide.baselines.registry import Optimizer, RateDecay, Recipe, method_info
 from wholeslide.cohort.config import check_fractions
 from wholeslide.errors import ConfigError, Problem, WholeslideError, option, too_small
 from wholeslide.model.config import ModelConfig
 from wholeslide.slides.config import AugmentationConfig, Decoders, SlideConfig
 from wholeslide.streaming.config import StreamingConfig
 
-METHODS = ("local", "end-to-end")
 GIB = 2**30
 
 Logger = Literal["csv", "tensorboard", "wandb", "mlflow"]
@@ -33,7 +33,8 @@ class TrainConfig:
         out: The run directory that is made.
         cache: Folder of slides prepared by `wholeslide prepare`; a slide that is not in it is read as it is.
         splits_csv: CLAM's splits_k.csv, which then says which slide is in which split.
-        method: local (locally supervised stages), local-kN for N stages, or end-to-end (one stage).
+        method: local (locally supervised stages), local-kN for N stages, end-to-end (one stage), or one that this is compared
+            with, such as abmil, clam-sb or transmil; docs/methods.md has them all.
         stages: Number of locally supervised stages that the backbone is cut into; auto: of 1, 2, 4 and 8 the one that trains
             quickest within the memory, which the run then keeps.
         backbone: Name of a convolutional timm model.
@@ -77,7 +78,8 @@ class TrainConfig:
             nothing where --memory bounds the memory of a CPU.
         schedule: simultaneous trains all stages at every slide; sequential trains a stage for all its epochs, goes
             back to its best epoch, freezes it and trains the next.
-        epochs: Passes over the training split; with the sequential schedule, for each stage.
+        epochs: Passes over the training split; with the sequential schedule, for each stage. As the options of the
+            optimiser, left out: as the method was published; 55 for local.
         unit: What counts as one case when a metric is taken.
         group: Column whose values are never cut by a split.
         fold: Number of the fold that is tested; the next one validates, the others train. For a manifest with a column
@@ -85,12 +87,13 @@ class TrainConfig:
         fractions: Shares of the training, validation and test split, drawn if the manifest has no split.
         seed: Seed of every draw: the split, new layers, the order of slides, augmentation, regions, dropout.
         on_unreadable: stop at slides that are missing or cannot be read, or exclude and list them.
-        lr: Learning rate of the backbone.
-        head_lr: Learning rate of classifiers and decoders; left out: twice lr.
-        weight_decay: AdamW's weight decay.
-        accumulate: Slides whose gradients are averaged for one step of the optimiser.
+        lr: Learning rate of the backbone; 1e-5 for local.
+        head_lr: Learning rate of classifiers and decoders; left out: for local, twice lr, for others, lr.
+        optimizer: The rule of the steps; adamw for local.
+        weight_decay: Weight decay of the optimiser; 1e-6 for local.
+        accumulate: Slides whose gradients are averaged for one step of the optimiser; 8 for local.
         lr_schedule: Divide the rates by ten on a plateau of the monitored metric, or at 25/55, 35/55 and 45/55 of the
-            epochs (multistep), or never (constant).
+            epochs (multistep), lower them to a twentieth along a cosine, or never (constant); plateau for local.
         lr_patience: Epochs without improvement that make a plateau.
         monitor: Validation metric of the trained head that chooses the best checkpoint, ends plateaus and stops early.
             Ties are broken by the validation loss.
@@ -149,7 +152,7 @@ class TrainConfig:
     prefetch_bytes: int | None = None
 
     schedule: Literal["simultaneous", "sequential"] = "simultaneous"
-    epochs: int = 55
+    epochs: int | None = None
     unit: Literal["patient", "slide", "file"] = "patient"
     group: str = "patient"
     fold: int | None = None
@@ -157,11 +160,12 @@ class TrainConfig:
     seed: int = 0
     on_unreadable: Literal["stop", "exclude"] = "stop"
 
-    lr: float = 1e-5
+    lr: float | None = None
     head_lr: float | None = None
-    weight_decay: float = 1e-6
-    accumulate: int = 8
-    lr_schedule: Literal["plateau", "multistep", "constant"] = "plateau"
+    optimizer: Optimizer | None = None
+    weight_decay: float | None = None
+    accumulate: int | None = None
+    lr_schedule: RateDecay | None = None
     lr_patience: int = 5
     monitor: Monitor = "auroc"
     patience: int = 15
@@ -175,22 +179,46 @@ class TrainConfig:
     @property
     def depth(self) -> int:
         """Number of stages, with the methods that stand for a number resolved; one as long as it is to be chosen."""
-        if self.method == "end-to-end":
+        if self.method in ("end-to-end", "frozen-whole"):
             return 1
+        if method_info(self.method).kind != "stages":
+            return method_info(self.method).parts
         short = re.fullmatch(r"local-k(\d+)", self.method)
         if short:
             return int(short[1])
         return 1 if self.stages == "auto" else self.stages
 
     @property
+    def in_turn(self) -> bool:
+        """Whether stages are trained one after another."""
+        return self.schedule == "sequential" or method_info(self.method).parts > 1
+
+    @property
     def chooses_stages(self) -> bool:
         """Whether the number of stages is to be chosen."""
         return self.method == "local" and self.stages == "auto"
 
-    @property
-    def classifier_lr(self) -> float:
+    def recipe(self, stage: int = 1) -> Recipe:
+        """How part ``stage``, counted from 1, is trained: as the method was published, but for what is asked for.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        recipes = method_info(self.method).recipes
+        asked = {name: value for name in _OF_THE_RECIPE if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(recipes[min(stage, len(recipes)) - 1], **asked)
+
+    def classifier_lr(self, stage: int = 1) -> float:
         """Learning rate of classifiers and decoders."""
-        return 2 * self.lr if self.head_lr is None else self.head_lr
+        recipe = self.recipe(stage)
+        return recipe.lr * recipe.head_factor if self.head_lr is None else self.head_lr
+
+    def resolved(self) -> TrainConfig:
+        """The same with all that the method's recipe decides, where all its parts are trained by one."""
+        if method_info(self.method).parts > 1:
+            return self
+        recipe = self.recipe()
+        return dataclasses.replace(self, **{name: getattr(recipe, name) for name in _OF_THE_RECIPE})
 
     def model_config(self) -> ModelConfig:
         """What the network is built from."""
@@ -274,7 +302,7 @@ class TrainConfig:
         """
         problems = [*_method_problems(self), *_device_problems(self), *_range_problems(self), *_part_problems(self)]
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(dict.fromkeys(problems))  # an unknown method is met by more than one check
 
 
 _PATHS = frozenset({"manifest", "slides", "out", "cache", "splits_csv", "mask_dir", "store_dir"})
@@ -288,6 +316,7 @@ _LEAST = {
     "prefetch_bytes": 0,
     "fold": 0,
 }
+_OF_THE_RECIPE = ("epochs", "lr", "optimizer", "weight_decay", "accumulate", "lr_schedule")
 _TUPLES = frozenset({"fractions", "loggers"})
 
 
@@ -298,15 +327,11 @@ def _plain(value: object) -> object:
 
 
 def _method_problems(config: TrainConfig) -> list[Problem]:
-    if config.method in METHODS or re.fullmatch(r"local-k[1-9]\d*", config.method):
-        return []
-    return [
-        Problem(
-            f"unknown method {config.method!r}",
-            "--method",
-            "choose local, local-kN with N stages (local-k4), or end-to-end",
-        )
-    ]
+    try:
+        method_info(config.method)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def _device_problems(config: TrainConfig) -> list[Problem]:

@@ -70,7 +70,7 @@ def _limit(prepared: Prepared) -> str:
 
 def total_epochs(config: TrainConfig) -> int:
     """Epochs of a run that does not stop early."""
-    return config.epochs * (config.depth if config.schedule == "sequential" else 1)
+    return sum(config.recipe(stage).epochs for stage in range(1, config.depth + 1 if config.in_turn else 2))
 
 
 def checkpoint_bytes(network: nn.Module) -> int:

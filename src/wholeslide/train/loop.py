@@ -7,7 +7,7 @@ import logging
 from lightning.fabric import Fabric
 
 from wholeslide.cohort.manifest import Cohort
-from wholeslide.errors import SlideError, StoreError
+from wholeslide.errors import ConfigError, SlideError, StoreError
 from wholeslide.model.staged import StagedNetwork
 from wholeslide.slides.lock import alone_in
 from wholeslide.train.checkpoint import disk_errors, write_atomically
@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> Run:
             the state is saved.
         Interrupted: SIGINT or SIGTERM came; the state is saved, and ``exit_status`` is 130 or 143.
     """
-    config = config.with_absolute_paths()
+    config = _complete(config)
     prepared = None if _goes_on(config) else prepare_run(config)
     for line in describe(prepared) if prepared is not None else ():
         logger.info("%s", line)
@@ -61,7 +61,7 @@ def dry_run(config: TrainConfig) -> list[str]:
     Raises:
         WholeslideError: what the user can mend, all of an input's problems together.
     """
-    config = config.with_absolute_paths()
+    config = _complete(config)
     if not _goes_on(config):
         return describe(prepare_run(config))
     run, cohort = open_resumed(config)
@@ -71,6 +71,15 @@ def dry_run(config: TrainConfig) -> list[str]:
         f"{len(cohort.split('train'))} training and {len(cohort.split('valid'))} validation files",
         *([] if run.plan is None else plan_lines(run.plan)),
     ]
+
+
+def _complete(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths, and with the recipe of its method. One that does not exist is left to the full check."""
+    config = config.with_absolute_paths()
+    try:
+        return config.resolved()
+    except ConfigError:
+        return config
 
 
 def _goes_on(config: TrainConfig) -> bool:

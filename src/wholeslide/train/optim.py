@@ -1,7 +1,9 @@
-"""AdamW with two learning rates, and how the rates decay."""
+"""The optimisers, with two learning rates, and how the rates decay."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,24 +15,48 @@ from wholeslide.train.config import TrainConfig
 
 MULTISTEP_FRACTIONS = (25 / 55, 35 / 55, 45 / 55)
 DECAY = 0.1
+LEAST_OF_COSINE = 0.05
 
 
-def build_optimizer(network: StagedNetwork, config: TrainConfig, stage: int | None) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of one stage (counted from 1), or of all (None).
+def build_optimizer(network: StagedNetwork, config: TrainConfig, stage: int | None) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the trainable parameters of one stage (counted from 1), or of all (None).
 
     Two groups: the backbone at ``lr``, classifiers and decoders at ``head_lr``.
     """
-    return torch.optim.AdamW(
-        [
-            {"params": network.backbone_parameters(stage), "lr": config.lr, "base_lr": config.lr},
-            {
-                "params": network.head_parameters(stage),
-                "lr": config.classifier_lr,
-                "base_lr": config.classifier_lr,
-            },
-        ],
-        weight_decay=config.weight_decay,
-    )
+    recipe, head_lr = config.recipe(stage or 1), config.classifier_lr(stage or 1)
+    groups = [
+        {"params": network.backbone_parameters(stage), "lr": recipe.lr, "base_lr": recipe.lr},
+        {"params": network.head_parameters(stage), "lr": head_lr, "base_lr": head_lr},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "sgd-nesterov":
+        momentum = recipe.betas[0]
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=True, weight_decay=recipe.weight_decay)
+    return LookaheadRAdam(groups, betas=recipe.betas, weight_decay=recipe.weight_decay)
+
+
+class LookaheadRAdam(torch.optim.RAdam):
+    """RAdam, and after every six steps half of the way back (Zhang et al. 2019, algorithm 1, with k = 6 and α = 0.5)."""
+
+    PERIOD, SHARE = 6, 0.5
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """A step of RAdam; the slow weights are kept in the state, and taken up at every sixth."""
+        for parameter in self._stepped():
+            self.state[parameter].setdefault("slow", parameter.detach().clone())
+        loss: float | None = super().step(closure)
+        for parameter in self._stepped():
+            state = self.state[parameter]
+            if int(state["step"]) % self.PERIOD == 0:
+                parameter.copy_(state["slow"].lerp_(parameter, self.SHARE))
+        return loss
+
+    def _stepped(self) -> list[nn.Parameter]:
+        return [parameter for parameter in optimizer_parameters(self) if parameter.grad is not None]
 
 
 def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -82,22 +108,27 @@ class RateState:
 
 
 class RateSchedule:
-    """Multiplies both learning rates by 0.1, on a plateau or at fixed epochs."""
+    """Multiplies both learning rates by 0.1, on a plateau or at fixed epochs, or lowers them along a cosine."""
 
-    def __init__(self, config: TrainConfig, state: RateState) -> None:
+    def __init__(self, config: TrainConfig, state: RateState, *, stage: int = 1) -> None:
         self.config = config
         self.state = state
+        self._epochs, self._decay = config.recipe(stage).epochs, config.recipe(stage).lr_schedule
 
     @property
     def milestones(self) -> list[int]:
         """Numbers of finished epochs after which the rates decay: 25, 35 and 45 of 55, scaled to ``epochs``."""
-        if self.config.lr_schedule != "multistep":
+        if self._decay != "multistep":
             return []
-        return [round(self.config.epochs * fraction) for fraction in MULTISTEP_FRACTIONS]
+        return [round(self._epochs * fraction) for fraction in MULTISTEP_FRACTIONS]
 
     def epoch_end(self, *, epochs_done: int, improved: bool) -> bool:
         """Take note of a finished epoch. True if the rates decayed."""
-        if self.config.lr_schedule == "plateau":
+        if self._decay == "cosine":
+            progress = min(1.0, epochs_done / self._epochs)
+            self.state.factor = LEAST_OF_COSINE + (1 - LEAST_OF_COSINE) * (1 + math.cos(math.pi * progress)) / 2
+            return False
+        if self._decay == "plateau":
             self.state.waited = 0 if improved else self.state.waited + 1
             if self.state.waited < self.config.lr_patience:
                 return False

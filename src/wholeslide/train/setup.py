@@ -157,7 +157,8 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
         may_change.add("cache")
     if stored.mask_dir is not None and given.mask_dir is not None:  # moved; without its masks a slide is another one
         may_change.add("mask_dir")
-    if stored.lr_schedule != "multistep" and stored.schedule == "simultaneous":
+    given = given.resolved()
+    if stored.recipe().lr_schedule not in ("multistep", "cosine") and not stored.in_turn:
         may_change.add("epochs")
     problems = []
     for field in fields(TrainConfig):

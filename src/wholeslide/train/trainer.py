@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from wholeslide.baselines.registry import Recipe
 from wholeslide.cohort.manifest import Cohort
 from wholeslide.draws import Draws
 from wholeslide.errors import RunError
@@ -86,7 +87,7 @@ class Trainer:
         self.validation = cohort.split("valid")
         counts = [sum(entry.label == name for entry in self.training) for name in run.classes]
         self.constant_loss = constant_answer_loss(counts, run.class_weights)
-        self._begin(LoopState(stage=1 if self.config.schedule == "sequential" else 0))
+        self._begin(LoopState(stage=1 if self.config.in_turn else 0))
         self._saved_at = time.monotonic()
         watch.before_leaving = self.save
 
@@ -96,11 +97,15 @@ class Trainer:
         return [self.state.stage] if self.state.stage else list(range(1, self.network.depth + 1))
 
     @property
+    def _recipe(self) -> Recipe:
+        return self.config.recipe(self.state.stage or 1)
+
+    @property
     def stage_done(self) -> bool:
         """Whether the epochs of the stages being trained are over, or no longer improve them."""
         patience = self.config.patience
         stopped = patience > 0 and self.state.without_improvement >= patience
-        return stopped or self.state.epoch >= self.config.epochs
+        return stopped or self.state.epoch >= self._recipe.epochs
 
     def resume(self) -> None:
         """Take up the last checkpoint.
@@ -153,7 +158,7 @@ class Trainer:
         """Train from a state on; the weights are the network's."""
         self.state = state
         self.optimizer = build_optimizer(self.network, self.config, state.stage or None)
-        self.rates = RateSchedule(self.config, state.rate)
+        self.rates = RateSchedule(self.config, state.rate, stage=state.stage or 1)
         self.rates.apply(self.optimizer)
 
     def _next_stage(self) -> bool:
@@ -195,7 +200,7 @@ class Trainer:
         bar = progress_bar(description, len(items), completed=self.state.position, quiet=quiet)
         with closing(ahead), bar as progress:
             for ready in ahead:
-                size = min(self.config.accumulate, len(items) - self.state.position)
+                size = min(self._recipe.accumulate, len(items) - self.state.position)
                 with self.watch.interruptible():
                     slide = self._train_slide(ready, weight=1 / size)
                 group.append(slide)
@@ -294,7 +299,7 @@ class Trainer:
             state.best = Best(score.value, score.loss, state.epochs_seen, state.step, file, sha256)
         if self.rates.epoch_end(epochs_done=state.epoch, improved=improved):
             logger.info("the learning rates are divided by ten")
-            self.rates.apply(self.optimizer)
+        self.rates.apply(self.optimizer)
         self.history.epoch(row)
         if improved:
             self.checkpoints.point("best", Pointer(file, sha256, state))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wholeslide.baselines.gabmil import GatedAttentionMIL
+from wholeslide.baselines.attention import AttentionMIL
 from wholeslide.bench.pipelines.case import SpeedCase
 from wholeslide.bench.pipelines.pipeline import CLASSES, PIXEL_MEAN, PIXEL_STD, Probabilities, open_tissue
 from wholeslide.bench.slide_reads import PATCH_PX
@@ -87,11 +87,11 @@ class PatchEncoder(nn.Module):
         return features_bchw.float().mean(dim=(2, 3))
 
 
-def gated_attention(encoder: PatchEncoder, case: SpeedCase) -> GatedAttentionMIL:
+def gated_attention(encoder: PatchEncoder, case: SpeedCase) -> AttentionMIL:
     """The classifier of the encoder's features."""
     features = encoder.backbone.num_features
     assert isinstance(features, int)
-    classifier = GatedAttentionMIL(features, CLASSES)
+    classifier = AttentionMIL(features, CLASSES, gated=True)
     redraw_weights(classifier, case.seed)
     return classifier.eval().requires_grad_(False)
 
@@ -103,14 +103,14 @@ def normalised(patches_bhwc: np.ndarray | Tensor, dtype: torch.dtype = torch.flo
     return pixels.to(dtype).permute(0, 3, 1, 2)
 
 
-def probabilities(classifier: GatedAttentionMIL, features: list[Tensor]) -> Probabilities:
+def probabilities(classifier: AttentionMIL, features: list[Tensor]) -> Probabilities:
     """Of a slide whose patches' features come in batches, (B, D)."""
     logits = classifier(torch.cat(features).float()).logits
     found: Probabilities = torch.softmax(logits.double(), dim=0).numpy()
     return found
 
 
-def bag_flops(encoder: PatchEncoder, classifier: GatedAttentionMIL, patches: int) -> int:
+def bag_flops(encoder: PatchEncoder, classifier: AttentionMIL, patches: int) -> int:
     """Multiplications and additions of a slide of so many patches."""
     with torch.no_grad(), FlopCounterMode(display=False) as of_a_patch:
         features = encoder(torch.zeros(1, 3, PATCH_PX, PATCH_PX))
