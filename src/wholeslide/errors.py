@@ -48,6 +48,10 @@ class ModelError(WholeslideError):
     """A backbone, a cut or weights that cannot be used."""
 
 
+class FeatureError(WholeslideError):
+    """A file of patch features that is missing, damaged, or none that can be trained on."""
+
+
 class RunError(WholeslideError):
     """A run directory, checkpoint or output that is missing, damaged or in the way."""
 

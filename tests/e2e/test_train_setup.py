@@ -284,7 +284,7 @@ def test_quick_problems_are_reported_together(manifest: Path, tmp_path: Path) ->
         train(config)
     text = str(caught.value)
     for part in (
-        "unknown method 'clam' (--method): choose local, local-kN with N stages (local-k4), or end-to-end",
+        "unknown method 'clam' (--method): choose local-kN with N stages (local-k4), or one of local, ",
         "training on 2 is not supported (--devices): leave --devices at 1",
         "-1.0 is no learning rate (--lr)",
         f"a file is in the way ({manifest}): give another --out",

@@ -27,7 +27,7 @@ from wholeslide.train.config import TrainConfig
 def resnet_micro(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """A ResNet with one block a layer. With fewer than 16 channels oneDNN's strided 1x1 convolutions crash."""
     assert not pretrained
-    wanted = {key: kwargs[key] for key in ("num_classes", "global_pool")}
+    wanted = {key: kwargs[key] for key in ("num_classes", "global_pool") if key in kwargs}
     return ResNet(BasicBlock, layers=(1, 1, 1, 1), channels=(16, 16, 32, 32), stem_width=16, **wanted)
 
 

@@ -47,7 +47,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 """Packages whose distribution has another name."""
-COMMANDS = ("demo", "inspect", "split", "prepare", "train", "evaluate", "predict", "verify", "doctor")
+COMMANDS = ("demo", "inspect", "split", "prepare", "features", "train", "evaluate", "predict", "verify", "doctor")
 
 
 @dataclass(frozen=True)

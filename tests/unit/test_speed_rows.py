@@ -14,7 +14,7 @@ from wholeslide.bench.config import SpeedBenchConfig
 from wholeslide.bench.flops import StepFlops
 from wholeslide.bench.paper import TABLE_3
 from wholeslide.bench.pipelines.case import MEANT, SpeedCase
-from wholeslide.bench.pipelines.patches import PatchEncoder, patches_of, tissue_patches
+from wholeslide.bench.pipelines.patches import patches_of, random_encoder, whole_boxes
 from wholeslide.bench.pipelines.pipeline import open_tissue
 from wholeslide.bench.pyramid import texture_tiles, write_pyramid
 from wholeslide.bench.speed import combinations
@@ -101,8 +101,8 @@ def test_patches_cover_the_slide() -> None:
 def test_patches_of_the_tissue_are_at_least_half_of_it(tmp_path: Path) -> None:
     size = Size(2048, 1536)
     write_pyramid(tmp_path / "slide.svs", size, texture_tiles(None, seed=0), seed=0, tissue_fraction=0.3)
-    slide = open_tissue(case(tmp_path / "slide.svs", size, tissue_fraction=0.3))
-    chosen = tissue_patches(slide)
+    asked = case(tmp_path / "slide.svs", size, tissue_fraction=0.3)
+    slide, chosen = open_tissue(asked), whole_boxes(asked, fast=True)
     assert {box for box in patches_of(size) if slide.mask.covers(box)} <= set(chosen)
     assert all(slide.mask.pixels(box).mean() >= 0.5 for box in chosen)
     assert sum(box.size.area for box in chosen) / size.area == pytest.approx(0.3, abs=0.06)
@@ -128,7 +128,7 @@ def case(path: Path, size: Size, *, tissue_fraction: float) -> SpeedCase:
 @pytest.mark.parametrize("stride", [2, 3])
 def test_the_encoder_strides_as_it_is_told_and_averages(stride: int) -> None:
     chosen = SpeedCase(**{**vars(case(Path("a.svs"), Size(256, 256), tissue_fraction=1)), "first_stride": stride})
-    encoder = PatchEncoder(chosen)
+    encoder = random_encoder(chosen)
     patches = torch.from_numpy(np.random.default_rng(0).random((2, 3, 96, 96), dtype=np.float32))
     maps = encoder.backbone(patches)
     assert maps.shape == (2, 512, -(-96 // (16 * stride)), -(-96 // (16 * stride)))

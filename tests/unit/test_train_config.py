@@ -24,7 +24,9 @@ def config(**options: Any) -> TrainConfig:
 def test_defaults_are_the_papers() -> None:
     chosen = config()
     chosen.check()
-    assert (chosen.lr, chosen.classifier_lr, chosen.weight_decay, chosen.accumulate) == (1e-5, 2e-5, 1e-6, 8)
+    recipe = chosen.recipe()
+    assert (recipe.lr, chosen.classifier_lr(), recipe.weight_decay, recipe.accumulate) == (1e-5, 2e-5, 1e-6, 8)
+    assert (recipe.optimizer, recipe.epochs, recipe.lr_schedule) == ("adamw", 55, "plateau")
     assert (chosen.depth, chosen.backbone, chosen.reconstruction_weight) == (4, "resnet34", 1.0)
 
 
@@ -93,7 +95,10 @@ def test_paths_are_made_absolute() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"method": "abmil"}, "unknown method 'abmil' (--method): choose local, local-kN with N stages (local-k4), or"),
+        (
+            {"method": "clam"},
+            "unknown method 'clam' (--method): choose local-kN with N stages (local-k4), or one of local, ",
+        ),
         ({"devices": 2}, "training on 2 is not supported (--devices): leave --devices at 1"),
         ({"nodes": 3}, "training on 3 is not supported (--nodes): leave --nodes at 1"),
         ({"epochs": 0}, "0 is too small (--epochs): give 1 or more"),

@@ -12,6 +12,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
+from wholeslide.baselines.patches import PATCH_PX
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.config import SlideConfig
@@ -19,7 +20,6 @@ from wholeslide.slides.readers import Pixels
 from wholeslide.slides.resample import AxisMap, Resampling
 from wholeslide.slides.working import open_working_slide
 
-PATCH_PX = 256
 _REGION_PX = 2048
 
 

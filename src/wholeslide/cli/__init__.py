@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": "Show how a slide would be read: size, scale, tissue.",
     "split": "Split a manifest into training, validation and test, or into folds, never cutting a patient.",
     "prepare": "Write slides at the working resolution, so that training reads them faster.",
+    "features": "Encode the patches of slides with a frozen network, and write their features.",
     "train": "Train a classifier on whole slides.",
     "evaluate": "Score a run on its test split, with 95% intervals.",
     "predict": "Classify slides that were never seen before.",

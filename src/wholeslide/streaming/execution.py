@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wholeslide.model.network import LocalNetwork
 
+Network = TypeVar("Network", bound=nn.Module)
 Precision = Literal["fp32", "bf16", "fp64"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp64"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -52,10 +53,10 @@ class Execution:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
-    def arrange_parameters(self, network: LocalNetwork) -> LocalNetwork:
+    def arrange_parameters(self, network: Network) -> Network:
         """The network with its weights in this layout, so that neither they nor their gradients are rearranged tile by tile."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        arranged: LocalNetwork = network.to(memory_format=layout)
+        arranged: Network = network.to(memory_format=layout)
         return arranged
 
     def arrange(self, x_bchw: Tensor) -> Tensor:

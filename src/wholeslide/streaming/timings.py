@@ -9,9 +9,10 @@ import logging
 import os
 import platform
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,37 +23,63 @@ from wholeslide.streaming.execution import PrecisionChoice as Choice
 
 _log = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
 #: Raised where the engine computes the same in another way, so that it is timed anew.
 _ARITHMETIC = 2
 
 
 def remembered_execution(network: LocalNetwork, precision: Choice, device: torch.device) -> tuple[Execution, Timing]:
-    """The fastest execution, timed once for this machine, network and set of versions.
-
-    The answer is kept in the user's cache folder; where that cannot be written, it is timed anew each time.
-    """
-    path = _cache_file(network, precision, device)
-    found = _read(path)
-    if found is None:
-        found = choose_execution(network, precision, device)
-        _write(path, found)
-    return found
-
-
-def _cache_file(network: LocalNetwork, precision: Choice, device: torch.device) -> Path:
+    """The fastest execution, timed once for this machine, network and set of versions."""
     facts = {
-        "arithmetic": _ARITHMETIC,
-        "versions": [__version__, torch.__version__],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
         "precision": precision,
         "stages": [[stage.in_channels, stage.out_channels, stage.stride] for stage in network.stages],
         "layers": [str(type(layer).__name__) + layer.extra_repr() for layer in network.modules()],
         "trained": sum(p.requires_grad for p in network.parameters()),
     }
-    key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12).hexdigest()
-    return _cache_folder() / "wholeslide" / f"execution-{key}.json"
+    return remembered("execution", facts, device, _parsed, lambda: choose_execution(network, precision, device))
+
+
+def remembered(
+    name: str,
+    facts: Mapping[str, Any],
+    device: torch.device,
+    parse: Callable[[Any], Found],
+    measure: Callable[[], Found],
+) -> Found:
+    """What a micro-benchmark found, from the user's cache folder; measured anew where that cannot be read or written.
+
+    Args:
+        name: of the benchmark.
+        facts: what the answer depends on, beside this machine and the versions; JSON can hold them.
+        device: where it is measured.
+        parse: makes the answer of what JSON read; a ``ValueError``, ``KeyError`` or ``TypeError`` has it measured anew.
+        measure: finds an answer that JSON can hold, dataclasses in it included.
+    """
+    path = _cache_file(name, facts, device)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, or left by another version
+        return parse(json.loads(path.read_text()))
+    found = measure()
+    _write(path, found)
+    return found
+
+
+def _cache_file(name: str, facts: Mapping[str, Any], device: torch.device) -> Path:
+    depends_on = {
+        "arithmetic": _ARITHMETIC,
+        "versions": [__version__, torch.__version__],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        **facts,
+    }
+    key = hashlib.blake2b(json.dumps(depends_on, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return _cache_folder() / "wholeslide" / f"{name}-{key}.json"
+
+
+def _parsed(values: Any) -> tuple[Execution, Timing]:
+    execution, timing = values
+    return Execution(**execution), Timing(**{name: tuple(seconds) for name, seconds in timing.items()})
 
 
 def _cache_folder() -> Path:
@@ -75,21 +102,11 @@ def _processor() -> list[str]:
     return [platform.machine(), *sorted(found.values())]
 
 
-def _read(path: Path) -> tuple[Execution, Timing] | None:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-        timing = Timing(**{name: tuple(seconds) for name, seconds in values["timing"].items()})
-        return Execution(**values["execution"]), timing
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # absent, or left by another version: time again
-
-
-def _write(path: Path, found: tuple[Execution, Timing]) -> None:
-    execution, timing = found
+def _write(path: Path, found: object) -> None:
     beside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps({"execution": asdict(execution), "timing": asdict(timing)}))
+        beside.write_text(json.dumps(found, default=asdict))
         beside.replace(path)
     except OSError as error:
         _log.debug("the timing of this machine is not remembered: %s", error)

@@ -205,7 +205,15 @@ class TrainConfig:
             ConfigError: there is no such method.
         """
         recipes = method_info(self.method).recipes
-        asked = {name: value for name in _OF_THE_RECIPE if (value := getattr(self, name)) is not None}
+        options: dict[str, Any] = {
+            "epochs": self.epochs,
+            "lr": self.lr,
+            "optimizer": self.optimizer,
+            "weight_decay": self.weight_decay,
+            "accumulate": self.accumulate,
+            "lr_schedule": self.lr_schedule,
+        }
+        asked = {name: value for name, value in options.items() if value is not None}
         return dataclasses.replace(recipes[min(stage, len(recipes)) - 1], **asked)
 
     def classifier_lr(self, stage: int = 1) -> float:
@@ -218,7 +226,15 @@ class TrainConfig:
         if method_info(self.method).parts > 1:
             return self
         recipe = self.recipe()
-        return dataclasses.replace(self, **{name: getattr(recipe, name) for name in _OF_THE_RECIPE})
+        return dataclasses.replace(
+            self,
+            epochs=recipe.epochs,
+            lr=recipe.lr,
+            optimizer=recipe.optimizer,
+            weight_decay=recipe.weight_decay,
+            accumulate=recipe.accumulate,
+            lr_schedule=recipe.lr_schedule,
+        )
 
     def model_config(self) -> ModelConfig:
         """What the network is built from."""
@@ -316,7 +332,6 @@ _LEAST = {
     "prefetch_bytes": 0,
     "fold": 0,
 }
-_OF_THE_RECIPE = ("epochs", "lr", "optimizer", "weight_decay", "accumulate", "lr_schedule")
 _TUPLES = frozenset({"fractions", "loggers"})
 
 

@@ -151,13 +151,13 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
         ConfigError: every option that differs and must not.
     """
     may_change = set(MAY_CHANGE)
+    stored, given = stored.resolved(), given.resolved()
     if given.chooses_stages:  # they are chosen already
         given = replace(given, stages=stored.stages)
     if stored.cache is not None and given.cache is not None:  # moved; prepared pixels are not quite the original ones
         may_change.add("cache")
     if stored.mask_dir is not None and given.mask_dir is not None:  # moved; without its masks a slide is another one
         may_change.add("mask_dir")
-    given = given.resolved()
     if stored.recipe().lr_schedule not in ("multistep", "cosine") and not stored.in_turn:
         may_change.add("epochs")
     problems = []

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import numpy as np
+from contextlib import closing
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from wholeslide.baselines.attention import AttentionMIL
+from wholeslide.baselines.encoder import PatchEncoder
+from wholeslide.baselines.patches import PATCH_PX, patch_boxes, tissue_patches
 from wholeslide.bench.pipelines.case import SpeedCase
 from wholeslide.bench.pipelines.pipeline import CLASSES, PIXEL_MEAN, PIXEL_STD, Probabilities, open_tissue
-from wholeslide.bench.slide_reads import PATCH_PX
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box, Size
 from wholeslide.model.network import set_first_stride
 from wholeslide.model.weights import create_backbone
-from wholeslide.slides.working import WorkingSlide
+from wholeslide.streaming.execution import Execution
 from wholeslide.verify import redraw_weights
-
-#: Of a patch's pixels, what has to be tissue.
-_LEAST_TISSUE = 0.5
 
 
 def patches_of(size: Size) -> list[Box]:
-    """Patches that cover a slide of ``size`` pixels at 5x, row by row; the last of a row and a column are shifted inwards.
+    """Patches that cover a slide of ``size`` pixels at 5x.
 
     Raises:
         ConfigError: the slide is smaller than a patch.
@@ -32,59 +31,30 @@ def patches_of(size: Size) -> list[Box]:
         raise ConfigError.single(
             "smaller than a patch", where=f"--sizes {size}", remedy=f"give {PATCH_PX} pixels or more a side"
         )
-    tops, lefts = (_starts(length) for length in (size.height, size.width))
-    return [Box(left, top, PATCH_PX, PATCH_PX) for top in tops for left in lefts]
-
-
-def _starts(length: int) -> list[int]:
-    return [min(start, length - PATCH_PX) for start in range(0, length, PATCH_PX)]
-
-
-def tissue_patches(slide: WorkingSlide) -> list[Box]:
-    """Those of a slide of which at least half is tissue, in pixels of the whole slide.
-
-    Raises:
-        ConfigError: the slide is smaller than a patch, or no patch has so much tissue.
-    """
-    boxes = patches_of(slide.whole_size)
-    if slide.background == "constant":
-        boxes = [box for box in boxes if slide.mask.pixels(box).mean() >= _LEAST_TISSUE]
-    if not boxes:
-        raise ConfigError.single(
-            "no patch that is half tissue", where="--tissue-fractions", remedy="give larger --sizes or fractions"
-        )
-    return boxes
+    return patch_boxes(size, PATCH_PX)
 
 
 def whole_boxes(case: SpeedCase, *, fast: bool) -> list[Box]:
     """The patches of a case's slide; where all of it is tissue, none is looked for."""
+    boxes = patches_of(case.size)
     if case.tissue_fraction == 1:
-        return patches_of(case.size)
-    slide = open_tissue(case, fast=fast)
-    try:
+        return boxes
+    with closing(open_tissue(case, fast=fast)) as slide:
         return tissue_patches(slide)
-    finally:
-        slide.close()
 
 
-class PatchEncoder(nn.Module):
-    """A patch's features: the backbone's last feature map, averaged.
-
-    Args:
-        case: backbone, first stride, and the seed of the weights.
-    """
-
-    def __init__(self, case: SpeedCase) -> None:
-        super().__init__()
-        self.backbone = create_backbone(case.backbone)
-        set_first_stride(self.backbone, case.first_stride)
-        redraw_weights(self.backbone, case.seed)
-        self.eval().requires_grad_(False)
-
-    def forward(self, patches_bchw: Tensor) -> Tensor:
-        """Normalised patches, (B, 3, 256, 256), to features, (B, D)."""
-        features_bchw: Tensor = self.backbone(patches_bchw)
-        return features_bchw.float().mean(dim=(2, 3))
+def random_encoder(case: SpeedCase) -> PatchEncoder:
+    """The case's backbone and first stride, with weights that the seed decides; what is pooled is its last feature map."""
+    backbone = create_backbone(case.backbone)
+    set_first_stride(backbone, case.first_stride)
+    redraw_weights(backbone, case.seed)
+    return PatchEncoder(
+        backbone,
+        patch_px=PATCH_PX,
+        pixel_mean=PIXEL_MEAN,
+        pixel_std=PIXEL_STD,
+        execution=Execution("fp32", channels_last=False),
+    )
 
 
 def gated_attention(encoder: PatchEncoder, case: SpeedCase) -> AttentionMIL:
@@ -94,13 +64,6 @@ def gated_attention(encoder: PatchEncoder, case: SpeedCase) -> AttentionMIL:
     classifier = AttentionMIL(features, CLASSES, gated=True)
     redraw_weights(classifier, case.seed)
     return classifier.eval().requires_grad_(False)
-
-
-def normalised(patches_bhwc: np.ndarray | Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Stored pixels, (B, 256, 256, 3) uint8, as the encoder takes them: (B, 3, 256, 256), channels last in memory."""
-    pixels = torch.as_tensor(patches_bhwc).to(torch.float32)
-    pixels = pixels.sub_(255 * torch.tensor(PIXEL_MEAN)).div_(255 * torch.tensor(PIXEL_STD))
-    return pixels.to(dtype).permute(0, 3, 1, 2)
 
 
 def probabilities(classifier: AttentionMIL, features: list[Tensor]) -> Probabilities:

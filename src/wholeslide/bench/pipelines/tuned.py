@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wholeslide.baselines.patches import PATCH_PX, read_batches, tissue_patches
 from wholeslide.bench.pipelines.case import SpeedCase
-from wholeslide.bench.pipelines.patches import (
-    PatchEncoder,
-    bag_flops,
-    gated_attention,
-    normalised,
-    probabilities,
-    tissue_patches,
-)
+from wholeslide.bench.pipelines.patches import bag_flops, gated_attention, patches_of, probabilities, random_encoder
 from wholeslide.bench.pipelines.pipeline import Pipeline, Probabilities, open_tissue
-from wholeslide.bench.slide_reads import PATCH_PX
-from wholeslide.geometry import Box
 from wholeslide.model.stages import cut_into_stages
 from wholeslide.model.tracing import trace
-from wholeslide.slides.working import WorkingSlide
 
 _BATCHES = (4, 8, 16, 32, 64)
 _ROUNDS = 2
-#: Batches that are read, each on a thread of its own, while one is computed.
-_BATCHES_AHEAD = 2
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -44,12 +32,12 @@ class TunedPipeline(Pipeline):
 
     def __init__(self, case: SpeedCase) -> None:
         self._case, self._dtype = case, _DTYPES[case.dtype]
-        self._encoder = PatchEncoder(case)
+        self._encoder = random_encoder(case)
         self._classifier = gated_attention(self._encoder, case)
         backbone = self._encoder.backbone.to(memory_format=torch.channels_last)
         stem, (body,) = cut_into_stages(trace(backbone, case.backbone), 1, name=case.backbone)
         self._parts = [part.step_weights(trained=False, dtype=self._dtype) for part in (stem, body)]
-        most = len(range(0, case.width, PATCH_PX)) * len(range(0, case.height, PATCH_PX))
+        most = len(patches_of(case.size))
         self._batch = min((size for size in _BATCHES if size <= max(most, _BATCHES[0])), key=self._seconds_a_patch)
         self._patches: list[np.ndarray] | None = None
 
@@ -87,7 +75,7 @@ class TunedPipeline(Pipeline):
         return sum(map(len, self._loaded))
 
     def _features(self, patches_bhwc: np.ndarray) -> Tensor:
-        x_bchw = normalised(patches_bhwc, self._dtype)
+        x_bchw = self._encoder.to_input(patches_bhwc).to(self._dtype)
         for part in self._parts:
             x_bchw = part(x_bchw)
         return x_bchw.float().mean(dim=(2, 3))
@@ -97,20 +85,8 @@ class TunedPipeline(Pipeline):
 
     def _read_batches(self) -> Iterator[np.ndarray]:
         """Patches, (B, 256, 256, 3) uint8, the next batches read while one is computed."""
-        slide = open_tissue(self._case)
-        try:
-            boxes = tissue_patches(slide)
-            batches = [boxes[start : start + self._batch] for start in range(0, len(boxes), self._batch)]
-            pending: deque[Future[np.ndarray]] = deque()
-            with ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="patches") as threads:
-                for batch in batches:
-                    pending.append(threads.submit(_read, slide, batch))
-                    if len(pending) > _BATCHES_AHEAD:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-        finally:
-            slide.close()
+        with closing(open_tissue(self._case)) as slide:
+            yield from read_batches(slide, tissue_patches(slide), self._batch)
 
     @torch.inference_mode()
     def _seconds_a_patch(self, batch: int) -> float:
@@ -120,7 +96,3 @@ class TunedPipeline(Pipeline):
         for _ in range(_ROUNDS):
             self._features(patches_bhwc)
         return (time.perf_counter() - begun) / batch
-
-
-def _read(slide: WorkingSlide, boxes: list[Box]) -> np.ndarray:
-    return np.stack([slide.read_whole(box) for box in boxes])

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from wholeslide.baselines.encoder import PatchEncoder
 from wholeslide.bench.pipelines.case import SpeedCase
-from wholeslide.bench.pipelines.patches import (
-    PatchEncoder,
-    bag_flops,
-    gated_attention,
-    normalised,
-    probabilities,
-    whole_boxes,
-)
+from wholeslide.bench.pipelines.patches import bag_flops, gated_attention, probabilities, random_encoder, whole_boxes
 from wholeslide.bench.pipelines.pipeline import Pipeline, Probabilities
 from wholeslide.bench.pyramid import WORKING_MPP
 from wholeslide.bench.slide_reads import PatchReads
@@ -39,7 +33,7 @@ class UsualPipeline(Pipeline):
 
     def __init__(self, case: SpeedCase) -> None:
         self._case = case
-        self._encoder = PatchEncoder(case)
+        self._encoder = random_encoder(case)
         self._classifier = gated_attention(self._encoder, case)
         self._patches: np.ndarray | None = None
 
@@ -61,7 +55,7 @@ class UsualPipeline(Pipeline):
     def compute(self) -> Probabilities:
         patches = self._loaded
         batches = (patches[start : start + _BATCH] for start in range(0, len(patches), _BATCH))
-        return self._classified(normalised(batch).contiguous() for batch in batches)
+        return self._classified(self._encoder.to_input(batch).contiguous() for batch in batches)
 
     def flops(self) -> int:
         return bag_flops(self._encoder, self._classifier, len(self._loaded))
@@ -79,7 +73,7 @@ class UsualPipeline(Pipeline):
 
     def _batches(self) -> Iterator[Tensor]:
         boxes = whole_boxes(self._case, fast=False)
-        yield from DataLoader(_Patches(self._case.path, boxes), batch_size=_BATCH, num_workers=_WORKERS)
+        yield from DataLoader(_Patches(self._case.path, boxes, self._encoder), batch_size=_BATCH, num_workers=_WORKERS)
 
     def _classified(self, batches: Iterator[Tensor]) -> Probabilities:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._case.dtype == "bf16"):
@@ -90,8 +84,8 @@ class UsualPipeline(Pipeline):
 class _Patches(Dataset[Tensor]):
     """Normalised patches, (3, 256, 256); the slide is opened by the process that reads."""
 
-    def __init__(self, path: str, boxes: list[Box]) -> None:
-        self._path, self._boxes = Path(path), boxes
+    def __init__(self, path: str, boxes: list[Box], encoder: PatchEncoder) -> None:
+        self._path, self._boxes, self._encoder = Path(path), boxes, encoder
         self._reads: PatchReads | None = None
 
     def __len__(self) -> int:
@@ -100,4 +94,4 @@ class _Patches(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         if self._reads is None:
             self._reads = PatchReads(self._path, WORKING_MPP)
-        return normalised(self._reads.read(self._boxes[index])[None].copy())[0].contiguous()
+        return self._encoder.to_input(self._reads.read(self._boxes[index])[None].copy())[0].contiguous()
