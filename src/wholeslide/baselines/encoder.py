@@ -81,6 +81,11 @@ class PatchEncoder(nn.Module):
         encoded: Features = features_bd.cpu().numpy()
         return encoded
 
+    def normalise_by(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        """Take other statistics of pixels in [0, 1], three numbers each."""
+        self.pixel_mean.copy_(torch.tensor(list(pixel_mean)))
+        self.pixel_std.copy_(torch.tensor(list(pixel_std)))
+
     def facts(self) -> dict[str, Fact]:
         """All that features depend on beside the pixels; the weights by their hash."""
         mean, std = (",".join(f"{value:.6g}" for value in stat.tolist()) for stat in (self.pixel_mean, self.pixel_std))

@@ -85,7 +85,7 @@ def bag_of(
         SlideError: the file cannot be decoded.
         FeatureError: the encoder gives what are no finite numbers.
     """
-    return _bag_of(slide, encoder, _encoding(encoder, least_tissue), least_tissue, batch)
+    return _bag_of(slide, encoder, encoding_of(encoder, least_tissue), least_tissue, batch)
 
 
 def extract_features(
@@ -133,7 +133,7 @@ class FeatureFolder:
         self.path = path
         self._encoder, self._slide_config, self._layout = encoder, slide_config, layout
         self._least_tissue = least_tissue
-        self._encoding = _encoding(encoder, least_tissue)
+        self._encoding = encoding_of(encoder, least_tissue)
         self._options = {**self._encoding, **_reading(slide_config)}
 
     def pending(self, rows: Sequence[Row]) -> list[Row]:
@@ -207,7 +207,7 @@ class FeatureFolder:
             say_once(logger, logging.WARNING, file, "%s; it is made again", error.problems[0].what)
             return None
         self._refuse_otherwise(file, made_with)
-        same = made_with.get("key") == _key(self._encoding, slide_key(path, self._slide_config, mpp))
+        same = made_with.get("key") == bag_key(self._encoding, slide_key(path, self._slide_config, mpp))
         return Extracted(path, file, patches, was_there=True) if same and all(map(Path.exists, others)) else None
 
     def _make(self, row: Row) -> Extracted:
@@ -284,7 +284,7 @@ def _bag_of(
     mpp = None if slide.working_mpp is None else slide.working_mpp.mean
     made_with = {
         **encoding,
-        "key": _key(encoding, slide.key),
+        "key": bag_key(encoding, slide.key),
         "slide": slide.path.name,
         "slide_key": slide.key,
         "l0_patch_px": encoder.patch_px * downsample,
@@ -303,7 +303,7 @@ def _bag_of(
         raise FeatureError(replace(problem, where=str(slide.path)) for problem in error.problems) from error
 
 
-def _encoding(encoder: PatchEncoder, least_tissue: float) -> dict[str, Fact]:
+def encoding_of(encoder: PatchEncoder, least_tissue: float) -> dict[str, Fact]:
     """All that features depend on beside the slide."""
     versions: dict[str, Fact] = {"wholeslide_features": FORMAT_VERSION, "wholeslide_version": __version__}
     return {**versions, **encoder.facts(), "least_tissue": least_tissue}
@@ -321,7 +321,7 @@ def _reading(config: SlideConfig) -> dict[str, Fact]:
     }
 
 
-def _key(encoding: Mapping[str, Fact], slide_key: str) -> str:
+def bag_key(encoding: Mapping[str, Fact], slide_key: str) -> str:
     """Of features: a hash of everything that decides them."""
     decides = sorted((name, value) for name, value in encoding.items() if name not in _SAYS_NOTHING)
     return hashlib.blake2b(repr((decides, slide_key)).encode(), digest_size=16).hexdigest()

@@ -69,6 +69,17 @@ def read_bag(path: Path, *, l0_mpp: float | None = None) -> Bag:
     )
 
 
+def check_width(bag: Bag, width: int | None, path: Path) -> None:
+    """See that a bag's features are as wide as those before.
+
+    Raises:
+        FeatureError: they are not.
+    """
+    if width is not None and bag.width != width:
+        what = f"{bag.width} features a patch, where the others have {width}"
+        raise _error(what, path, "give features that one network made, all alike")
+
+
 def write_bag(bag: Bag, path: Path) -> None:
     """Write an HDF5 file that TRIDENT's and CLAM's readers take; it is either complete or not there.
 

@@ -1,7 +1,7 @@
 """From a name in a manifest to exactly one slide below a folder.
 
-The folder is walked once. Hidden files, and the label, macro and thumbnail images that scanners write beside a slide,
-are passed over.
+The folder is walked once. Where it holds files of patch features in place of slides, those are found. Hidden files, and the
+label, macro and thumbnail images that scanners write beside a slide, are passed over.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ SLIDE_SUFFIXES = (
 )
 """What a recursive search takes for a slide. A file that is named in full may have any suffix."""
 
+FEATURE_SUFFIXES = (".h5", ".hdf5", ".pt", ".pth")
+"""Files of patch features. In a folder without slides, a search finds those of the first of these suffixes that it has."""
+
 SLIDES_WITH_PARTS = (".vms", ".vmu")
 """Slides whose parts lie beside them, as files of other suffixes."""
 
@@ -35,12 +38,12 @@ _DICOM_HEADER_BYTES = 1 << 16
 
 
 def slide_stem(name: str) -> str:
-    """A file's name without its folder and its slide suffix: ``"a/b.ome.tiff"`` is ``"b"``.
+    """A file's name without its folder and its suffix of slides or features: ``"a/b.ome.tiff"`` is ``"b"``.
 
     Only known suffixes are cut, since what follows a dot in ``TCGA-…-DX1.d4ff32cd`` belongs to the name.
     """
     tail = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    suffix = _slide_suffix(tail)
+    suffix = _suffix(tail, (*SLIDE_SUFFIXES, *FEATURE_SUFFIXES))
     return tail[: len(tail) - len(suffix)] if len(suffix) < len(tail) else tail
 
 
@@ -57,7 +60,12 @@ def is_dicom_folder(folder: Path) -> bool:
 
 def find_slides(folder: Path) -> list[Path]:
     """Every slide below a folder, sorted, each once; the files of one DICOM series are one slide."""
-    return list(_distinct([entry.path for entry in _walk(folder)]))
+    return list(_distinct([entry.path for entry in _found_below(folder)]))
+
+
+def is_feature_file(path: Path) -> bool:
+    """Whether a file's name says that it holds patch features."""
+    return path.suffix.lower() in FEATURE_SUFFIXES
 
 
 def other_suffixes(folder: Path) -> Counter[str]:
@@ -71,7 +79,8 @@ def other_suffixes(folder: Path) -> Counter[str]:
         parts.update(base / name[: -len(".mrxs")] for name in names if name.lower().endswith(".mrxs"))
         of_a_slide = base in parts or any(name.lower().endswith(SLIDES_WITH_PARTS) for name in names)
         if not of_a_slide:
-            others = [name for name in names if not name.startswith(".") and not _slide_suffix(name)]
+            known = (*SLIDE_SUFFIXES, *FEATURE_SUFFIXES)
+            others = [name for name in names if not name.startswith(".") and not _suffix(name, known)]
             counts.update(PurePath(name).suffix.lower() for name in others)
     return counts
 
@@ -103,8 +112,9 @@ class SlideFolder:
         """The slides that a name may mean: one where it is sound, none, or the candidates it cannot decide between.
 
         A path that exists is taken first, then names, stems and barcodes below the folder, each only where the one
-        before finds nothing. Letters' case counts only where it decides; composed and decomposed accents are the same
-        name. ``sub/a.svs`` is found in ``anything/sub/a.svs`` but never in ``other/a.svs``.
+        before finds nothing; in place of a slide, the file of its features may be there. Letters' case counts only where it
+        decides; composed and decomposed accents are the same name. ``sub/a.svs`` is found in ``anything/sub/a.svs`` but never
+        in ``other/a.svs``.
         """
         if name not in self._found:
             self._found[name] = self._search(name)
@@ -123,7 +133,7 @@ class SlideFolder:
 
     @cached_property
     def _entries(self) -> list[_Entry]:
-        return list(_walk(self.root))
+        return _found_below(self.root)
 
     @cached_property
     def _by_key(self) -> tuple[dict[str, list[tuple[str, _Entry]]], ...]:
@@ -148,16 +158,18 @@ class SlideFolder:
             paths = _distinct([entry.path for _, entry in exact or named])
             if paths:
                 return paths
-        return ()
+        stem = slide_stem(name)
+        of_features = bool(self._entries) and is_feature_file(self._entries[0].path)
+        return self._search(stem) if of_features and stem != name else ()
 
 
 def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
-def _slide_suffix(name: str) -> str:
+def _suffix(name: str, known: Sequence[str]) -> str:
     lower = name.lower()
-    return next((suffix for suffix in SLIDE_SUFFIXES if lower.endswith(suffix)), "")
+    return next((suffix for suffix in known if lower.endswith(suffix)), "")
 
 
 def _is_slide(path: Path) -> bool:
@@ -200,6 +212,20 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield folder, names
 
 
+def _found_below(root: Path) -> list[_Entry]:
+    """Every slide below a folder; where there is none, the files of features."""
+    return list(_walk(root)) or _features_below(root)
+
+
+def _features_below(root: Path) -> list[_Entry]:
+    files = [folder / name for folder, names in _folders(root) for name in names if not name.startswith(".")]
+    for suffix in FEATURE_SUFFIXES:
+        found = sorted(file for file in files if file.suffix.lower() == suffix)
+        if found:
+            return [_entry(root, file, file) for file in found]
+    return []
+
+
 def _walk(root: Path) -> Iterator[_Entry]:
     """Every slide below a folder."""
     for folder, names in _folders(root):
@@ -215,7 +241,7 @@ def _walk(root: Path) -> Iterator[_Entry]:
 
 def _is_candidate(name: str) -> bool:
     hidden = name.startswith(".")
-    return not hidden and bool(_slide_suffix(name)) and not _ASSOCIATED_IMAGE.search(slide_stem(name))
+    return not hidden and bool(_suffix(name, SLIDE_SUFFIXES)) and not _ASSOCIATED_IMAGE.search(slide_stem(name))
 
 
 def _dicom_entries(root: Path, folder: Path, names: list[str], *, alone: bool) -> Iterator[_Entry]:

@@ -129,6 +129,10 @@ class LocalNetwork(StagedNetwork):
         ]
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
+    def normalise_by(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        self.pixel_mean.copy_(torch.tensor(list(pixel_mean)))
+        self.pixel_std.copy_(torch.tensor(list(pixel_std)))
+
     def to_input(self, pixels_hwc: np.ndarray) -> Tensor:
         """Pixels, (h, w, 3), normalised by the training tissue: (1, 3, h, w), channels last in memory.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -22,6 +23,9 @@ class StagedNetwork(nn.Module, ABC):
     @abstractmethod
     def head_parameters(self, stage: int | None = None) -> list[nn.Parameter]:
         """Likewise in layers that start at random."""
+
+    def normalise_by(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+        """Take the mean and the deviation of the training tissue's pixels, in [0, 1], three numbers each."""
 
     def reconstructs(self, stage: int) -> bool:
         """Whether a part has a second loss, that of a reconstruction."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from wholeslide.baselines.config import EncoderConfig
 from wholeslide.baselines.registry import Optimizer, RateDecay, Recipe, method_info
-from wholeslide.cohort.config import check_fractions
-from wholeslide.errors import ConfigError, Problem, WholeslideError, option, too_small
+from wholeslide.errors import ConfigError
 from wholeslide.model.config import ModelConfig
 from wholeslide.slides.config import AugmentationConfig, Decoders, SlideConfig
 from wholeslide.streaming.config import StreamingConfig
@@ -41,6 +39,9 @@ class TrainConfig:
         weights: A file of backbone weights, lite0 for the packaged EfficientNet-Lite0, or random; left out: the
             pretrained weights of timm's hub.
         first_stride: Stride of the backbone's first convolution (3 is the paper's choice for ResNets).
+        patch: Side of the square patches, in working pixels, of methods that see patches or their features.
+        least_tissue: Part of a patch that has to be tissue for it to be taken.
+        features_cache: Folder where such methods keep what they make of patches; runs may share it. Left out: in the run.
         freeze_norm_affine: Freeze the scale and shift of batch norms too, not only their statistics.
         reconstruction: Train each stage but the last also to reconstruct random regions of its input.
         reconstruction_weight: Weight of the reconstruction loss against the classification loss.
@@ -116,6 +117,9 @@ class TrainConfig:
     backbone: str = "resnet34"
     weights: str | None = None
     first_stride: int | None = None
+    patch: int = 256
+    least_tissue: float = 0.5
+    features_cache: Path | None = None
     freeze_norm_affine: bool = False
     reconstruction: bool = True
     reconstruction_weight: float = 1.0
@@ -264,6 +268,19 @@ class TrainConfig:
             decoders=self.decoders,
         )
 
+    def encoder_config(self) -> EncoderConfig:
+        """What patches are encoded by, where a method sees patches or their features."""
+        if self.precision == "fp64":
+            raise ConfigError.single("encoders do not compute in fp64", where="--precision fp64", remedy="give fp32")
+        return EncoderConfig(
+            backbone=self.backbone,
+            weights=self.weights,
+            first_stride=self.first_stride,
+            patch=self.patch,
+            least_tissue=self.least_tissue,
+            precision=self.precision,
+        )
+
     def streaming_config(self) -> StreamingConfig:
         """What the planner is given."""
         return StreamingConfig(memory=self.memory, store=self.store, tile=self.tile, precision=self.precision)
@@ -316,22 +333,14 @@ class TrainConfig:
         Raises:
             ConfigError: all of them together.
         """
-        problems = [*_method_problems(self), *_device_problems(self), *_range_problems(self), *_part_problems(self)]
+        from wholeslide.train.config_checks import config_problems
+
+        problems = config_problems(self)
         if problems:
-            raise ConfigError(dict.fromkeys(problems))  # an unknown method is met by more than one check
+            raise ConfigError(problems)
 
 
-_PATHS = frozenset({"manifest", "slides", "out", "cache", "splits_csv", "mask_dir", "store_dir"})
-_LEAST = {
-    "epochs": 1,
-    "accumulate": 1,
-    "lr_patience": 1,
-    "patience": 0,
-    "checkpoint_minutes": 0,
-    "weight_decay": 0,
-    "prefetch_bytes": 0,
-    "fold": 0,
-}
+_PATHS = frozenset({"manifest", "slides", "out", "cache", "splits_csv", "mask_dir", "store_dir", "features_cache"})
 _TUPLES = frozenset({"fractions", "loggers"})
 
 
@@ -339,51 +348,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _method_problems(config: TrainConfig) -> list[Problem]:
-    try:
-        method_info(config.method)
-    except ConfigError as error:
-        return list(error.problems)
-    return []
-
-
-def _device_problems(config: TrainConfig) -> list[Problem]:
-    several = [("--devices", config.devices), ("--nodes", config.nodes)]
-    return [
-        Problem(f"training on {count} is not supported", name, f"leave {name} at 1")
-        for name, count in several
-        if count != 1
-    ]
-
-
-def _range_problems(config: TrainConfig) -> list[Problem]:
-    problems = too_small(config, _LEAST)
-    if config.fold is not None and config.splits_csv is not None:
-        problems.append(Problem("two splits are asked for", "--fold and --splits-csv", "give one of the two"))
-    for name in ("lr", "head_lr"):
-        rate = getattr(config, name)
-        if rate is not None and not rate > 0:
-            problems.append(
-                Problem(f"{rate} is no learning rate", option(name), "give a positive number, such as 1e-5")
-            )
-    return problems
-
-
-def _part_problems(config: TrainConfig) -> list[Problem]:
-    """What the rooms below have to say about their own options."""
-    problems: list[Problem] = []
-    checks: list[Callable[[], object]] = [
-        config.slide_config,
-        config.streaming_config,
-        config.augmentation_config,
-        config.model_config,
-        partial(check_fractions, config.fractions),
-    ]
-    for check in checks:
-        try:
-            check()
-        except WholeslideError as error:
-            problems.extend(error.problems)
-    return problems

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from wholeslide.cohort.config import SPLITS
+from wholeslide.model.network import LocalNetwork
+from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.planner import memory_limit, process_bytes
 from wholeslide.train.config import TrainConfig
 from wholeslide.train.fitting import candidate_lines
@@ -16,9 +18,11 @@ from wholeslide.train.tables import amount, clock, plan_lines
 def describe(prepared: Prepared) -> list[str]:
     """The cohort, the plan, and the estimates."""
     lines = cohort_lines(prepared)
+    if prepared.plan is None:
+        return [*lines, *patch_lines(prepared)]
     if prepared.candidates:
         lines += candidate_lines(prepared.candidates, prepared.config.depth, prepared.plan.largest)
-    return [*lines, *plan_lines(prepared.plan), *estimate_lines(prepared)]
+    return [*lines, *plan_lines(prepared.plan), *estimate_lines(prepared, prepared.plan)]
 
 
 def cohort_lines(prepared: Prepared) -> list[str]:
@@ -31,15 +35,32 @@ def cohort_lines(prepared: Prepared) -> list[str]:
         lines.append(f"  {split}: {len(rows)} files ({counts})")
     if len(prepared.excluded):
         lines.append(f"  left out, unreadable: {', '.join(prepared.excluded['file'])}")
+    if prepared.bags:
+        patches = [bag.patches for bag in prepared.bags.values()]
+        lines.append(f"{min(patches)} to {max(patches)} patches a slide, of {prepared.feature_width} features each")
+        return lines
     sizes = sorted((fact.size for fact in prepared.facts.values()), key=lambda size: size.area)
     tissue = sum(fact.tissue_fraction for fact in prepared.facts.values()) / len(prepared.facts)
     lines.append(f"working sizes {sizes[0]} to {sizes[-1]} px, {tissue:.0%} of it tissue on average")
     return lines
 
 
-def estimate_lines(prepared: Prepared) -> list[str]:
+def patch_lines(prepared: Prepared) -> list[str]:
+    """What a method of patches takes: time where an encoder is timed, and disk."""
+    config, network = prepared.config, prepared.network
+    disk = 3 * checkpoint_bytes(network)
+    lines = [f"disk: at most about {amount(disk)} for checkpoints in {config.out}"]
+    if prepared.facts:
+        tissue = sum(fact.size.area * fact.tissue_fraction for fact in prepared.facts.values())
+        patches = max(len(prepared.facts), round(tissue / config.patch**2))
+        lines.insert(0, f"about {patches} patches of {config.patch} px, in {config.precision}")
+    return lines
+
+
+def estimate_lines(prepared: Prepared, plan: Plan) -> list[str]:
     """Time, memory and disk."""
-    config, plan = prepared.config, prepared.plan
+    config, network = prepared.config, prepared.network
+    assert isinstance(network, LocalNetwork)
     train, valid = prepared.facts_of_split("train"), prepared.facts_of_split("valid")
     train_seconds = augmented_megapixels(train, config.augmentation_config()) * plan.seconds_per_megapixel
     valid_seconds = megapixels(valid) * plan.inference_seconds_per_megapixel
@@ -47,8 +68,8 @@ def estimate_lines(prepared: Prepared) -> list[str]:
     epoch_seconds = train_seconds + valid_seconds
     largest_bytes = max(3 * fact.size.area for fact in prepared.facts.values())
     ahead = 2 * largest_bytes if largest_bytes <= prefetch_limit(config, prepared.device) else 0
-    held = process_bytes(prepared.network, prepared.device, training=True)
-    disk = 3 * checkpoint_bytes(prepared.network)
+    held = process_bytes(network, prepared.device, training=True)
+    disk = 3 * checkpoint_bytes(network)
     return [
         f"time: about {train_seconds / max(1, len(train)):.1f} s a slide, {clock(epoch_seconds)} an epoch, "
         f"{clock(epochs * epoch_seconds)} for {epochs} epochs, reading of slides not counted",

@@ -98,6 +98,7 @@ def _create(prepared: Prepared) -> Run:
         tissue=prepared.tissue,
         class_weights=prepared.class_weights,
         plan=prepared.plan,
+        feature_width=prepared.feature_width,
     )
     if len(prepared.excluded):
         with disk_errors(run.path):

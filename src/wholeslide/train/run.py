@@ -44,16 +44,18 @@ class Run:
     """A run directory that exists.
 
     ``classes`` are in the order of the network's outputs; ``class_weights`` are the factors on their losses, if any;
-    ``plan`` is there where a method's memory is planned; ``versions`` are of what made the run.
+    ``plan`` is there where a method's memory is planned; of files of features there is a ``feature_width`` and no ``tissue``.
+    ``versions`` are of what made the run.
     """
 
     path: Path
     config: TrainConfig
     classes: tuple[str, ...]
-    tissue: Tissue
+    tissue: Tissue | None
     class_weights: tuple[float, ...] | None
     plan: Plan | None
     versions: dict[str, str]
+    feature_width: int | None = None
 
     @classmethod
     def create(
@@ -61,9 +63,10 @@ class Run:
         config: TrainConfig,
         cohort: Cohort,
         *,
-        tissue: Tissue,
+        tissue: Tissue | None,
         class_weights: Sequence[float] | None,
         plan: Plan | None,
+        feature_width: int | None = None,
     ) -> Run:
         """Make the directory and everything in it but ``config.yaml``, which :meth:`seal` writes last.
 
@@ -78,6 +81,7 @@ class Run:
             class_weights=None if class_weights is None else tuple(class_weights),
             plan=plan,
             versions=current_versions(),
+            feature_width=feature_width,
         )
         with disk_errors(run.path):
             for name in FOLDERS:
@@ -102,11 +106,8 @@ class Run:
             **self.config.to_dict(),
             "classes": list(self.classes),
             "class_weighting": None if self.class_weights is None else list(self.class_weights),
-            "tissue": {
-                "pixel_mean": list(self.tissue.pixel_mean),
-                "pixel_std": list(self.tissue.pixel_std),
-                "mean_grey": self.tissue.mean_grey,
-            },
+            "tissue": None if self.tissue is None else self.tissue.to_dict(),
+            "feature_width": self.feature_width,
             "versions": self.versions,
         }
         with disk_errors(self.path):
@@ -135,10 +136,11 @@ class Run:
                 path=path,
                 config=config,
                 classes=tuple(values["classes"]),
-                tissue=Tissue(tuple(tissue["pixel_mean"]), tuple(tissue["pixel_std"]), tissue["mean_grey"]),
+                tissue=None if tissue is None else Tissue.from_dict(tissue),
                 class_weights=None if weights is None else tuple(weights),
                 plan=_read_plan(path / "plan.json") if method_of(config).plans else None,
                 versions=values["versions"],
+                feature_width=values.get("feature_width"),
             )
         except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise RunError.single(
@@ -157,7 +159,7 @@ class Run:
     @property
     def subject(self) -> Subject:
         """What this run's network is built for."""
-        return Subject(len(self.classes), self.class_weights, self.tissue)
+        return Subject(len(self.classes), self.class_weights, self.tissue, self.feature_width)
 
     def cohort(self, slides: Path | None = None) -> Cohort:
         """The cohort that the run was trained on, its files found below ``slides`` (default: where they were).

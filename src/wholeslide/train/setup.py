@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -13,11 +14,15 @@ from typing import TypeVar
 import pandas as pd
 import torch
 
+from wholeslide.baselines.feature_files import read_bag
+from wholeslide.baselines.registry import method_info
 from wholeslide.cohort.audit import audit, leave_out_unreadable
+from wholeslide.cohort.files import is_feature_file
 from wholeslide.cohort.manifest import Cohort, read_cohort
 from wholeslide.cohort.splits import split_by_fold, split_cohort
 from wholeslide.errors import CohortError, ConfigError, Problem, SlideError, WholeslideError, option
-from wholeslide.model.network import LocalNetwork, build_network
+from wholeslide.model.network import LocalNetwork
+from wholeslide.model.staged import StagedNetwork
 from wholeslide.slides.statistics import tissue_statistics
 from wholeslide.slides.working import WorkingSlide
 from wholeslide.streaming.disk_store import folder_for_features
@@ -26,9 +31,9 @@ from wholeslide.streaming.planner import parse_memory
 from wholeslide.train.config import GIB, TrainConfig
 from wholeslide.train.fitting import Candidate, Largest, choose_stages, plan_that_fits
 from wholeslide.train.history import check_loggers
-from wholeslide.train.methods import Tissue
+from wholeslide.train.methods import Subject, Tissue, method_of
 from wholeslide.train.run import Run, claim_folder
-from wholeslide.train.survey import Finding, SlideFacts, facts_of, oddities, raise_finding, survey
+from wholeslide.train.survey import BagFacts, Finding, SlideFacts, facts_of, oddities, raise_finding, survey
 from wholeslide.train.validation import balanced_weights
 from wholeslide.train.views import Entry, entries, open_slide_of
 
@@ -41,7 +46,17 @@ _PLACEHOLDER = (0.5, 0.5, 0.5)
 GO_ON = "--on-unreadable exclude goes on without it"
 
 MAY_CHANGE = frozenset(
-    {"manifest", "slides", "out", "splits_csv", "on_unreadable", "accelerator", "prefetch_bytes", "patience"}
+    {
+        "manifest",
+        "slides",
+        "out",
+        "splits_csv",
+        "features_cache",
+        "on_unreadable",
+        "accelerator",
+        "prefetch_bytes",
+        "patience",
+    }
     | {
         "loggers",
         "checkpoint_minutes",
@@ -60,21 +75,28 @@ MAY_CHANGE = frozenset(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run about to begin. ``facts`` is by file, ``excluded`` has columns ``file, error``.
+    """A run about to begin. ``facts`` of slides and ``bags`` of features are by file, ``excluded`` has columns ``file, error``.
 
-    ``candidates`` are what ``--stages auto`` chose from.
+    ``tissue`` and ``plan`` are there where there are slides, and where the method's memory is planned; ``candidates`` are what
+    ``--stages auto`` chose from.
     """
 
     config: TrainConfig
     cohort: Cohort
     excluded: pd.DataFrame
     facts: dict[str, SlideFacts]
-    tissue: Tissue
+    bags: dict[str, BagFacts]
+    tissue: Tissue | None
     class_weights: list[float] | None
-    network: LocalNetwork
-    plan: Plan
+    network: StagedNetwork
+    plan: Plan | None
     device: torch.device
     candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def feature_width(self) -> int | None:
+        """Of files of features, if those are trained on."""
+        return next((bag.width for bag in self.bags.values()), None)
 
     def facts_of_split(self, name: str) -> list[SlideFacts]:
         return [self.facts[str(file)] for file in self.cohort.split(name)["file"]]
@@ -92,28 +114,26 @@ def prepare_run(config: TrainConfig) -> Prepared:
     cohort, excluded = _readable(config, read, findings)
     for warning in audit(cohort, group=config.group, open_check=partial(_refuse, findings), unit=config.unit):
         logger.warning("%s", warning)
-    facts, device = _facts_by_file(findings, entries(cohort.table)), choose_device(config)
-    largest = max((Largest(file, fact.size) for file, fact in facts.items()), key=lambda slide: slide.size.area)
+    (facts, bags), device = _facts_by_file(findings, entries(cohort.table)), choose_device(config)
     candidates: tuple[Candidate, ...] = ()
     if config.chooses_stages:
-        config, candidates = choose_stages(config, largest, device)
+        config, candidates = choose_stages(config, _largest(facts), device)
     if len(excluded) or candidates:
         network = _network(config, cohort)
-    tissue = _measure_tissue(config, cohort)
-    network.pixel_mean.copy_(torch.tensor(tissue.pixel_mean))
-    network.pixel_std.copy_(torch.tensor(tissue.pixel_std))
+    tissue = _measure_tissue(config, cohort) if facts else None
+    if tissue is not None:
+        network.normalise_by(tissue.pixel_mean, tissue.pixel_std)
     for oddity in oddities(facts):
         logger.warning("%s", oddity)
     if cohort.split("test").empty:
         logger.warning("no slide is in the test split: `wholeslide evaluate` will have nothing to score")
-    plan = plan_that_fits(config, network.to(device), largest, device)
-    if plan.store == "disk":
-        folder_for_features(config.store_dir)
+    plan = _plan(config, network, facts, device)
     return Prepared(
-        config=config,
+        config=method_of(config).settled(config, network),
         cohort=cohort,
         excluded=excluded,
         facts=facts,
+        bags=bags,
         tissue=tissue,
         class_weights=_class_weights(config, cohort),
         network=network,
@@ -121,6 +141,22 @@ def prepare_run(config: TrainConfig) -> Prepared:
         device=device,
         candidates=candidates,
     )
+
+
+def _largest(facts: Mapping[str, SlideFacts]) -> Largest:
+    return max((Largest(file, fact.size) for file, fact in facts.items()), key=lambda slide: slide.size.area)
+
+
+def _plan(
+    config: TrainConfig, network: StagedNetwork, facts: Mapping[str, SlideFacts], device: torch.device
+) -> Plan | None:
+    """The plan of the run's memory, where its method has one; a folder for what it keeps on disk is tried."""
+    if not isinstance(network, LocalNetwork):
+        return None
+    plan = plan_that_fits(config, network.to(device), _largest(facts), device)
+    if plan.store == "disk":
+        folder_for_features(config.store_dir)
+    return plan
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -152,6 +188,8 @@ def resumed_config(stored: TrainConfig, given: TrainConfig) -> TrainConfig:
     """
     may_change = set(MAY_CHANGE)
     stored, given = stored.resolved(), given.resolved()
+    if given.precision == "auto":  # it is measured already
+        given = replace(given, precision=stored.precision)
     if given.chooses_stages:  # they are chosen already
         given = replace(given, stages=stored.stages)
     if stored.cache is not None and given.cache is not None:  # moved; prepared pixels are not quite the original ones
@@ -188,7 +226,7 @@ def open_resumed(config: TrainConfig) -> tuple[Run, Cohort]:
     return run, run.cohort()
 
 
-def _quick_checks(config: TrainConfig) -> tuple[Cohort, LocalNetwork]:
+def _quick_checks(config: TrainConfig) -> tuple[Cohort, StagedNetwork]:
     """What can be found wrong within seconds, together. The cohort is as it was read, before a split is drawn."""
     problems: list[Problem] = []
 
@@ -270,15 +308,41 @@ def _refuse(findings: Mapping[Path, Finding], path: Path) -> None:
         raise SlideError(problems) from error
 
 
-def _network(config: TrainConfig, cohort: Cohort | None) -> LocalNetwork:
-    return build_network(
-        config.model_config(),
+def _network(config: TrainConfig, cohort: Cohort | None) -> StagedNetwork:
+    subject = Subject(
         classes=2 if cohort is None else max(2, len(cohort.classes)),
-        pixel_mean=_PLACEHOLDER,
-        pixel_std=_PLACEHOLDER,
-        seed=config.seed,
         class_weights=None if cohort is None else _class_weights(config, cohort),
+        tissue=Tissue(_PLACEHOLDER, _PLACEHOLDER, 0.5),
+        feature_width=None if cohort is None else _feature_width(config, cohort),
     )
+    return method_of(config).network(config, subject, pretrained=True)
+
+
+def _feature_width(config: TrainConfig, cohort: Cohort) -> int | None:
+    """How wide the features are where the cohort's files hold features in place of slides.
+
+    Raises:
+        CohortError: only some do, or the method needs slides.
+    """
+    paths = [entry.path for entry in entries(cohort.table)]
+    files = [path for path in paths if is_feature_file(path)]
+    if not files:
+        return None
+    if method_info(config.method).kind != "bags":
+        what, remedy = (
+            "files of features, where the method needs slides",
+            "give the slides' folder, or a method of features",
+        )
+        raise CohortError.single(what, where=f"--slides {config.slides}, --method {config.method}", remedy=remedy)
+    if len(files) < len(paths):
+        what = f"{len(files)} files of features among {len(paths)} slides"
+        raise CohortError.single(what, where=f"--slides {config.slides}", remedy="give slides only, or features only")
+    for path in files:
+        try:
+            return read_bag(path).width
+        except WholeslideError:  # the survey reports it with all others
+            continue
+    return 1
 
 
 def _class_weights(config: TrainConfig, cohort: Cohort) -> list[float] | None:
@@ -312,5 +376,23 @@ def _measure_tissue(config: TrainConfig, cohort: Cohort) -> Tissue:
     )
 
 
-def _facts_by_file(findings: Mapping[Path, Finding], rows: list[Entry]) -> dict[str, SlideFacts]:
-    return {entry.file: fact for entry, fact in zip(rows, facts_of(findings, rows), strict=True)}
+def _facts_by_file(
+    findings: Mapping[Path, Finding], rows: list[Entry]
+) -> tuple[dict[str, SlideFacts], dict[str, BagFacts]]:
+    """What was found of slides, and of files of features, which are alike.
+
+    Raises:
+        CohortError: features of several widths.
+    """
+    found = dict(zip([entry.file for entry in rows], facts_of(findings, rows), strict=True))
+    bags = {file: fact for file, fact in found.items() if isinstance(fact, BagFacts)}
+    widths = Counter(bag.width for bag in bags.values())
+    usual = widths.most_common(1)[0][0] if widths else 0
+    problems = [
+        Problem(f"{bag.width} features a patch, where most have {usual}", file, "give features that one network made")
+        for file, bag in bags.items()
+        if bag.width != usual
+    ]
+    if problems:
+        raise CohortError(problems)
+    return {file: fact for file, fact in found.items() if isinstance(fact, SlideFacts)}, bags

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wholeslide.baselines.feature_files import read_bag
+from wholeslide.cohort.files import is_feature_file
 from wholeslide.errors import WholeslideError
 from wholeslide.geometry import Box, Mpp, Size
 from wholeslide.slides.config import AugmentationConfig, SlideConfig
@@ -40,16 +42,30 @@ class SlideFacts:
     one_colour: bool
 
 
-Finding = SlideFacts | WholeslideError
+@dataclass(frozen=True)
+class BagFacts:
+    """What the survey found of a file of features: number of patches, and features of each."""
+
+    patches: int
+    width: int
+
+
+Finding = SlideFacts | BagFacts | WholeslideError
 
 
 def survey(
     entries: Sequence[Entry], config: SlideConfig, *, cache: Path | None = None, quiet: bool = False
 ) -> dict[Path, Finding]:
-    """Open every slide and read its middle and its corners; what cannot be read is found as its error."""
+    """Open every slide and read its middle and its corners; what cannot be read is found as its error.
+
+    Files of features are read.
+    """
 
     def look(entry: Entry) -> Finding:
         try:
+            if is_feature_file(entry.path):
+                bag = read_bag(entry.path)
+                return BagFacts(len(bag), bag.width)
             with closing(open_slide_of(entry, config, cache)) as slide:
                 one_colour = _probe(slide)
                 return SlideFacts(slide.size, slide.tissue_fraction, _one_scale(slide.working_mpp), one_colour)
@@ -128,16 +144,16 @@ def raise_finding(findings: Mapping[Path, Finding], path: Path) -> None:
         WholeslideError: what the survey met.
     """
     finding = findings[path]
-    if not isinstance(finding, SlideFacts):
+    if isinstance(finding, WholeslideError):
         raise finding
 
 
-def facts_of(findings: Mapping[Path, Finding], entries: Sequence[Entry]) -> list[SlideFacts]:
+def facts_of(findings: Mapping[Path, Finding], entries: Sequence[Entry]) -> list[SlideFacts | BagFacts]:
     """The facts of slides that the audit let pass."""
-    facts = []
+    facts: list[SlideFacts | BagFacts] = []
     for entry in entries:
         finding = findings[entry.path]
-        assert isinstance(finding, SlideFacts), entry
+        assert not isinstance(finding, WholeslideError), entry
         facts.append(finding)
     return facts
 
