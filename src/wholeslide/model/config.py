@@ -25,6 +25,7 @@ class ModelConfig:
         weights: A file of weights (.safetensors, .pth), "lite0" for the packaged EfficientNet-Lite0, "random" to start from
             random weights, or nothing for timm's pretrained weights from its hub.
         first_stride: Stride of the backbone's first convolution; by default 3 for ResNets, and as it is for others.
+        frozen: Train the classifiers only.
         freeze_norm_affine: Freeze the affine parameters of the norms too; their statistics are frozen always.
         reconstruction: Train every stage but the last with random feature reconstruction (RFR).
         reconstruction_weight: The weight α of the reconstruction loss.
@@ -40,6 +41,7 @@ class ModelConfig:
     stages: int = 4
     weights: str | None = None
     first_stride: int | None = None
+    frozen: bool = False
     freeze_norm_affine: bool = False
     reconstruction: bool = True
     reconstruction_weight: float = 1.0

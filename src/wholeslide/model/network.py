@@ -82,6 +82,8 @@ class LocalNetwork(StagedNetwork):
         self.reconstruction_loss = reconstruction_loss or nn.L1Loss()
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean), dtype=torch.float32))
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std), dtype=torch.float32))
+        if config.frozen:
+            self.stages.requires_grad_(False)
         if config.freeze_norm_affine:
             for module in self.stages.modules():
                 if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from wholeslide.errors import ConfigError, RunError, WholeslideError
+from wholeslide.errors import ConfigError, Problem, RunError, WholeslideError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.predict.calibration import calibration_of
@@ -99,6 +99,7 @@ def plan_for(
         ConfigError: nothing fits into ``memory``.
     """
     if run.plan is None:
+        _refuse_plans(run, memory=memory, precision=precision)
         return None
     network = run.load_network("best").to(device)
     assert isinstance(network, LocalNetwork)
@@ -118,6 +119,21 @@ def plan_for(
             where=f"{file}, --memory {config.memory}",
             remedy=f"give at least {needed}",
         ) from error
+
+
+def _refuse_plans(run: Run, **options: str | None) -> None:
+    """See that nothing is asked for that only streamed stages have.
+
+    Raises:
+        ConfigError: all that is.
+    """
+    problems = [
+        Problem(f"method {run.config.method} computes as it was trained", f"--{name} {value}", "leave it out")
+        for name, value in options.items()
+        if value is not None
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def prefetch_bytes(run: Run, engine: Learner[Any], memory: str | None) -> int:

@@ -210,6 +210,9 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
         # For all the slides, also those that are done, so that a resumed run computes as one that was not interrupted.
         device = device_of(run.config.accelerator)
         plan = plan_for(run, slides, slide_config, device, memory=request.memory, precision=request.precision)
+        if plan is None and request.compiled:
+            what, remedy = f"method {run.config.method} has no stages to compile", "leave it out"
+            raise ConfigError.single(what, where="--compile", remedy=remedy)
         if request.precision == "int8":
             calibration_of(run)  # kept from here on, for all processes
     dealt = shares([file_bytes(Path(asked["path"][position])) for position in todo], processes)

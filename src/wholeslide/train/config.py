@@ -247,6 +247,7 @@ class TrainConfig:
             stages=self.depth,
             weights=self.weights,
             first_stride=self.first_stride,
+            frozen=self.method == "frozen-whole",
             freeze_norm_affine=self.freeze_norm_affine,
             reconstruction=self.reconstruction,
             reconstruction_weight=self.reconstruction_weight,
