@@ -32,14 +32,17 @@ def smooth(width: int, height: int, *, cell_px: int, seed: int = 0) -> np.ndarra
     return np.asarray(upper * (1 - down) + lower * down).astype(np.uint8)
 
 
-def pyramid_40x(path: Path, *, seed: int = 0) -> Path:
-    """Four levels from 0.25 µm a pixel, 1501 by 1131 of them, all of it colourful."""
-    path.write_bytes(_pyramid(seed))
+def pyramid_40x(path: Path, *, seed: int = 0, jpeg: bool = False) -> Path:
+    """Four levels from 0.25 µm a pixel, 1501 by 1131 of them, all of it colourful; two that are decoded reduced, as JPEG."""
+    path.write_bytes(_pyramid(seed, jpeg))
     return path
 
 
 @functools.cache
-def _pyramid(seed: int) -> bytes:
+def _pyramid(seed: int, jpeg: bool) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         image = smooth(1501, 1131, cell_px=48, seed=seed)
-        return write_pyramid(Path(folder) / "slide.tif", image, mpp=0.25, levels=4).read_bytes()
+        path = Path(folder) / "slide.tif"
+        if jpeg:
+            return write_pyramid(path, image, mpp=0.25, levels=2, compression="jpeg").read_bytes()
+        return write_pyramid(path, image, mpp=0.25, levels=4).read_bytes()

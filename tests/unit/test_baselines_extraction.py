@@ -50,12 +50,15 @@ def seen(features_nd: np.ndarray, patch_px: int) -> np.ndarray:
     return (255 * features_nd).reshape(-1, 3, patch_px, patch_px).transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("bounds", [None, Box(136, 248, 1201, 803), Box(101, 59, 1301, 1001)])
-@pytest.mark.parametrize("mpp", [2.0, 1.0, 1.7])
+@pytest.mark.parametrize("bounds", [None, Box(136, 248, 1201, 803), Box(104, 64, 1301, 1001)])
+@pytest.mark.parametrize(("mpp", "reduction"), [(2.0, 1), (1.0, 1), (1.7, 1), (2.0, 4)])
 def test_coordinates_are_where_openslide_finds_the_pixels(
-    slide: Path, monkeypatch: pytest.MonkeyPatch, mpp: float, bounds: Box | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mpp: float, reduction: int, bounds: Box | None
 ) -> None:
-    """Whole and odd ratios, a part of level 0 that was scanned, and sides that patches do not divide."""
+    """Whole and odd ratios, decoded at full size and at a quarter, a part of level 0 that was scanned, and sides that patches
+    do not divide.
+    """
+    slide = pyramid_40x(tmp_path / "slide.tif", jpeg=reduction > 1)
 
     def bounded(path: Path, **options: Any) -> Any:
         reader = open_slide(path, **options)
@@ -64,6 +67,7 @@ def test_coordinates_are_where_openslide_finds_the_pixels(
 
     monkeypatch.setattr(working_module, "open_slide", bounded)
     with closing(open_working_slide(slide, SlideConfig(mpp=mpp, background="keep"))) as working:
+        assert working.sampling.reduction == reduction
         bag = bag_of(working, pixel_encoder(64))
         assert len(bag) == len(patch_boxes(working.whole_size, 64))
     assert (bag.mpp, bag.patch_px) == (pytest.approx(mpp), 64)
@@ -271,5 +275,6 @@ def test_a_killed_run_leaves_no_half_file_and_is_gone_on_with(
     assert killed.returncode == -9
     assert not list(out.glob("*.h5"))
     assert len(list(out.glob(".*.part"))) == 1
+    (out / ".another.h5.part").touch()  # of a slide that is no longer asked for
     assert not extract_features([(slide, None)], out, encoder, KEEP).done[0].was_there
     assert [path.name for path in out.iterdir()] == ["slide.h5"]
