@@ -10,7 +10,7 @@ What the command line does, from Python::
 
 and the parts that it is made of: `open_slide` and `open_working_slide` read pixels at a resolution, `read_cohort`,
 `split_cohort` and `audit` look after the table of slides, `build_network`, `make_plan` and `StreamingEngine` train a
-network on a slide of any size.
+network on a slide of any size. `build_encoder`, `extract_features` and `read_bag` make and read patch features.
 
 Names are imported when they are first used: importing `wholeslide` imports neither torch nor pandas.
 """
@@ -21,6 +21,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wholeslide.baselines.bag import Bag
+    from wholeslide.baselines.config import EncoderConfig
+    from wholeslide.baselines.encoder import PatchEncoder, build_encoder
+    from wholeslide.baselines.extraction import bag_of, extract_features
+    from wholeslide.baselines.feature_files import read_bag
     from wholeslide.cohort.audit import audit
     from wholeslide.cohort.manifest import Cohort, cohort_from_files, read_cohort
     from wholeslide.cohort.splits import fold_cohort, split_cohort, write_split
@@ -52,12 +57,15 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AugmentationConfig": "slides.config",
+    "Bag": "baselines.bag",
     "Box": "geometry",
     "Cohort": "cohort.manifest",
     "Draws": "draws",
+    "EncoderConfig": "baselines.config",
     "LocalNetwork": "model.network",
     "ModelConfig": "model.config",
     "Mpp": "geometry",
+    "PatchEncoder": "baselines.encoder",
     "Plan": "streaming.plan",
     "PredictResult": "predict",
     "Problem": "errors",
@@ -73,10 +81,13 @@ _HOMES = {
     "WholeslideError": "errors",
     "WorkingSlide": "slides.working",
     "audit": "cohort.audit",
+    "bag_of": "baselines.extraction",
+    "build_encoder": "baselines.encoder",
     "build_network": "model.network",
     "cohort_from_files": "cohort.manifest",
     "dry_run": "train.loop",
     "evaluate_run": "predict",
+    "extract_features": "baselines.extraction",
     "fold_cohort": "cohort.splits",
     "inspect_slide": "slides.inspect",
     "make_plan": "streaming.planner",
@@ -84,6 +95,7 @@ _HOMES = {
     "open_slide": "slides.opening",
     "open_working_slide": "slides.working",
     "predict_slides": "predict:predict",
+    "read_bag": "baselines.feature_files",
     "read_cohort": "cohort.manifest",
     "score_predictions": "metrics:evaluate",
     "split_cohort": "cohort.splits",
@@ -95,12 +107,15 @@ _HOMES = {
 
 __all__ = [
     "AugmentationConfig",
+    "Bag",
     "Box",
     "Cohort",
     "Draws",
+    "EncoderConfig",
     "LocalNetwork",
     "ModelConfig",
     "Mpp",
+    "PatchEncoder",
     "Plan",
     "PredictResult",
     "Problem",
@@ -117,10 +132,13 @@ __all__ = [
     "WorkingSlide",
     "__version__",
     "audit",
+    "bag_of",
+    "build_encoder",
     "build_network",
     "cohort_from_files",
     "dry_run",
     "evaluate_run",
+    "extract_features",
     "fold_cohort",
     "inspect_slide",
     "make_plan",
@@ -128,6 +146,7 @@ __all__ = [
     "open_slide",
     "open_working_slide",
     "predict_slides",
+    "read_bag",
     "read_cohort",
     "score_predictions",
     "split_cohort",

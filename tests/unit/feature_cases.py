@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,17 @@ def smooth(width: int, height: int, *, cell_px: int, seed: int = 0) -> np.ndarra
     return np.asarray(upper * (1 - down) + lower * down).astype(np.uint8)
 
 
-def pyramid_40x(path: Path, *, width: int = 1501, height: int = 1131, seed: int = 0) -> Path:
-    """Four levels from 0.25 µm a pixel, all of it colourful."""
-    return write_pyramid(path, smooth(width, height, cell_px=48, seed=seed), mpp=0.25, levels=4)
+def pyramid_40x(path: Path, *, seed: int = 0, jpeg: bool = False) -> Path:
+    """Four levels from 0.25 µm a pixel, 1501 by 1131 of them, all of it colourful; two that are decoded reduced, as JPEG."""
+    path.write_bytes(_pyramid(seed, jpeg))
+    return path
+
+
+@functools.cache
+def _pyramid(seed: int, jpeg: bool) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        image = smooth(1501, 1131, cell_px=48, seed=seed)
+        path = Path(folder) / "slide.tif"
+        if jpeg:
+            return write_pyramid(path, image, mpp=0.25, levels=2, compression="jpeg").read_bytes()
+        return write_pyramid(path, image, mpp=0.25, levels=4).read_bytes()

@@ -83,7 +83,7 @@ def test_normalisation_can_be_given() -> None:
     assert x_bchw.is_contiguous(memory_format=torch.channels_last)
     assert x_bchw[0, :, 0, 0].tolist() == pytest.approx([0.25, 0.0, -1 / 6], abs=1e-6)
     assert given.facts()["pixel_mean"] == "0.1,0.2,0.3"
-    assert build_encoder(config()).facts()["pixel_std"] == "0.229,0.224,0.225"
+    assert build_encoder(config()).facts()["pixel_std"] == "0.5,0.5,0.5"
 
 
 def test_bf16_is_near() -> None:

@@ -64,8 +64,9 @@ def test_twins_share_a_fold(drawn: tuple[list[np.ndarray], list[int], list[int]]
     assert pairs == [number for number in range(PAIRS) for _ in range(2)]
 
 
-def test_patches_cut_the_image_along_a_grid() -> None:
-    image = np.arange(2 * PATCH_PX * (PATCH_PX + 3) * 3, dtype=np.uint8).reshape(2 * PATCH_PX, PATCH_PX + 3, 3)
+def test_patches_cover_the_image_along_a_grid() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2 * PATCH_PX, PATCH_PX + 3, 3), np.uint8)
     patches = _patches(image)
-    assert patches.shape == (2, 3 * PATCH_PX**2)
-    np.testing.assert_allclose(patches[1], image[PATCH_PX:, :PATCH_PX].reshape(-1) / 255, rtol=1e-6)
+    assert patches.shape == (4, 3 * PATCH_PX**2)
+    np.testing.assert_allclose(patches[1], image[:PATCH_PX, 3:].reshape(-1) / 255, rtol=1e-6)
+    np.testing.assert_allclose(patches[2], image[PATCH_PX:, :PATCH_PX].reshape(-1) / 255, rtol=1e-6)

@@ -136,7 +136,7 @@ def test_links_and_named_files_exist(path: Path) -> None:
     assert [name for name in missing if name not in MADE_BY_COMMANDS] == []
 
 
-MADE_BY_COMMANDS = ("log/", "slides/", "run/")
+MADE_BY_COMMANDS = ("log/", "slides/", "run/", "pt_files/")
 """Folders that a document names and a command makes."""
 
 

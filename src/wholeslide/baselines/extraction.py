@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 """Raised where the same slide and options give other features."""
 
 _SAMPLED_SLIDES = 8
+_FILE_BYTES = 8192
 _CLAM_FOLDERS = ("h5_files", "pt_files")
 _SAYS_NOTHING = ("weights", "wholeslide_version")
 """Attributes in which files made alike may differ."""
@@ -172,7 +173,7 @@ class FeatureFolder:
         side_px = self._encoder.patch_px
         width = self._encoder.encode(np.zeros((1, side_px, side_px, 3), np.uint8)).shape[1]
         files = 2 if self._layout == "clam" else 1
-        size_bytes = patches * (4 * width * files + 16) + 4096 * len(rows)
+        size_bytes = patches * (4 * width * files + 16) + _FILE_BYTES * len(rows)
         return ExtractionEstimate(patches, size_bytes, patches * self._encoder.seconds_a_patch())
 
     def extract(self, rows: Sequence[Row], on_slide: Callable[[Path], None] | None = None) -> Extraction:
