@@ -4,12 +4,14 @@ Brightfield: tissue is what has the colour of a stain. Optical density over the 
 (Otsu 1979), bounded so that an image full of tissue or of glass is not split in two. Neutral grey (glass edges, dust,
 shadows) has no chroma; pen ink is taken out by :mod:`wholeslide.slides.pen`. Dark slides (fluorescence): tissue is what
 is brighter than the background's noise.
+
+The data flow: a thumbnail gives the glass's level, with it strips of optical density, these the pen and then a plane of smoothed
+chroma, and its thresholds a mask, which is tidied. Whole planes together take about twelve bytes a cell at most.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +19,22 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from wholeslide.geometry import Box, Size
+from wholeslide.slides.density import OpticalDensity
 from wholeslide.slides.pen import pen_mask
+from wholeslide.slides.planes import Mask, Plane, large_components, planar, strips
 from wholeslide.slides.readers import Pixels
-
-Mask = npt.NDArray[np.bool_]
-Plane = npt.NDArray[np.float32]
-_Number = TypeVar("_Number", bound=np.generic)
 
 DARK_LEVEL = 50
 BRIGHT_LEVEL = 180
-GLASS_LEVEL = 200
-GLASS_TINT = 24
-ASSUMED_GLASS = 245
 GLASS_DENSITY = 0.03
 DENSE = 0.25
 GREY_PART = 0.08
 CHROMA_LOW = 0.02
 CHROMA_HIGH = 0.06
 SMALLEST_OBJECT_CELLS = 16
-SMOOTHING_CELLS = 0.7
+LARGEST_HOLE_CELLS = 256
 NUCLEI_CELLS = 4.0
+_OTSU_BINS = 256
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ class TissueMask:
     def fraction(self) -> float:
         """The part of the slide's area that is tissue."""
         columns, rows = self._extents()
-        return float(rows @ self.cells.astype(np.float64) @ columns) / max(1, self.size.area)
+        px_area = sum(float(rows[strip] @ (self.cells[strip] @ columns)) for strip in strips(self.cells.shape))
+        return px_area / max(1, self.size.area)
 
     @property
     def px_bounds(self) -> Box:
@@ -87,9 +86,10 @@ class TissueMask:
 
     def pixels(self, px_box: Box) -> Mask:
         """The mask of a box of working pixels, bool of shape (height, width)."""
-        rows = np.arange(px_box.top, px_box.bottom) // self.px_per_cell
-        columns = np.arange(px_box.left, px_box.right) // self.px_per_cell
-        mask: Mask = self.cells[rows][:, columns]
+        side = self.px_per_cell
+        rows = np.arange(px_box.top, px_box.bottom) // side - px_box.top // side
+        columns = np.arange(px_box.left, px_box.right) // side - px_box.left // side
+        mask: Mask = self._cells_of(px_box)[rows][:, columns]
         return mask
 
     def _cells_of(self, px_box: Box) -> Mask:
@@ -113,23 +113,13 @@ def is_dark(thumbnail: Pixels, scanned: Mask) -> bool:
     """
     if not scanned.any():
         return False
-    dark = np.mean(_largest(thumbnail)[scanned] < DARK_LEVEL)
-    bright = np.mean(_smallest(thumbnail)[scanned] > BRIGHT_LEVEL)
-    return bool(dark > 0.3 and bright < 0.02)
-
-
-def _largest(image_hwc: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-    """Of each pixel's three channels; many times as fast as numpy's ``max`` along so short an axis."""
-    red, green, blue = np.moveaxis(image_hwc, 2, 0)
-    largest: npt.NDArray[_Number] = np.maximum(np.maximum(red, green), blue)
-    return largest
-
-
-def _smallest(image_hwc: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-    """Likewise."""
-    red, green, blue = np.moveaxis(image_hwc, 2, 0)
-    smallest: npt.NDArray[_Number] = np.minimum(np.minimum(red, green), blue)
-    return smallest
+    dark, bright = np.zeros(2, np.int64)
+    for rows in strips(scanned.shape):
+        levels_chw = planar(thumbnail[rows])
+        dark += np.count_nonzero(scanned[rows] & (levels_chw.max(axis=0) < DARK_LEVEL))
+        bright += np.count_nonzero(scanned[rows] & (levels_chw.min(axis=0) > BRIGHT_LEVEL))
+    total = np.count_nonzero(scanned)
+    return bool(dark / total > 0.3 and bright / total < 0.02)
 
 
 def find_tissue(thumbnail: Pixels, scanned: Mask) -> Mask:
@@ -142,81 +132,77 @@ def find_tissue(thumbnail: Pixels, scanned: Mask) -> Mask:
     Returns:
         bool of shape (height, width).
     """
+    if not scanned.any():
+        return np.zeros_like(scanned)
     if is_dark(thumbnail, scanned):
         return _tidy(_find_fluorescence(thumbnail, scanned)) & scanned
-    density = optical_density(thumbnail, scanned)
-    pen = pen_mask(density)
-    return _tidy(_find_stain(density, scanned & ~pen)) & scanned & ~pen
+    density = OpticalDensity(thumbnail, scanned)
+    usable = ~pen_mask(density)
+    usable &= scanned
+    return _tidy(_find_stain(density, usable)) & usable
 
 
-def optical_density(thumbnail: Pixels, scanned: Mask) -> Plane:
-    """-log10 of transmitted light relative to the glass, at least 0; float32 of shape (height, width, 3).
-
-    The glass is what is bright and neutral; where next to nothing is (an image full of tissue), it is assumed white.
-    """
-    largest, smallest = _largest(thumbnail), _smallest(thumbnail)
-    bright = scanned & (smallest >= GLASS_LEVEL) & (largest - smallest <= GLASS_TINT)
-    glass = np.full(3, ASSUMED_GLASS, np.float32)
-    if bright.sum() >= 0.01 * scanned.sum():
-        light = thumbnail.sum(axis=2, dtype=np.int32)
-        brightest = bright & (light >= np.median(light[bright]))
-        glass = np.median(thumbnail[brightest], axis=0).astype(np.float32)
-    density = thumbnail.astype(np.float32)  # of a large slide hundreds of MiB: there is only this one
-    density += 1
-    density /= glass + 1
-    np.log10(density, out=density)
-    np.negative(density, out=density)
-    return np.maximum(density, 0, out=density)
-
-
-def _find_stain(density: Plane, usable: Mask) -> Mask:
-    """What has a stain's colour, strongly or next to what has it strongly. Overwrites ``density``."""
+def _find_stain(density: OpticalDensity, usable: Mask) -> Mask:
+    """What has a stain's colour, strongly or next to what has it strongly."""
     if not usable.any():
         return np.zeros_like(usable)
-    smoothed = ndimage.gaussian_filter(density, (SMOOTHING_CELLS, SMOOTHING_CELLS, 0), output=density)
-    chroma = _largest(smoothed) - _smallest(smoothed)
-    glass = chroma[usable & (smoothed.mean(axis=2) < GLASS_DENSITY)]
-    noise = float(np.percentile(glass, 90)) if glass.size else 0.0
+    chroma, dense, glass = np.empty(usable.shape, np.float32), np.empty_like(usable), np.empty_like(usable)
+    for rows in strips(usable.shape):
+        density_chw = density.smoothed(rows)
+        strongest, red, green, blue = density_chw.max(axis=0), *density_chw
+        np.subtract(strongest, density_chw.min(axis=0), out=chroma[rows])
+        dense[rows] = (strongest > DENSE) & (chroma[rows] > GREY_PART * strongest)
+        glass[rows] = usable[rows] & ((red + (green + blue)) / np.float32(3) < GLASS_DENSITY)
+    noise = float(np.percentile(chroma[glass], 90, overwrite_input=True)) if glass.any() else 0.0
     low = float(np.clip(2.5 * noise, CHROMA_LOW, CHROMA_HIGH))
-    high = float(np.clip(_otsu(chroma[usable]), CHROMA_LOW, CHROMA_HIGH))
-    strongest = _largest(smoothed)
-    weak = usable & ((chroma > low) | ((strongest > DENSE) & (chroma > GREY_PART * strongest)))
-    mask: Mask = ndimage.binary_propagation(usable & (chroma > max(low, high)), mask=weak)
-    return mask
+    high = float(np.clip(_otsu(chroma, usable), CHROMA_LOW, CHROMA_HIGH))
+    weak, strong = dense, glass  # in their place
+    for rows in strips(usable.shape):
+        weak[rows] = usable[rows] & ((chroma[rows] > low) | dense[rows])
+        strong[rows] = usable[rows] & (chroma[rows] > max(low, high))
+    del chroma
+    return large_components(weak, 1, counted=strong)
 
 
 def _find_fluorescence(thumbnail: Pixels, scanned: Mask) -> Mask:
     """What is brighter than the noise of the background, joined over the distance between neighbouring nuclei."""
-    light = ndimage.gaussian_filter(_largest(thumbnail).astype(np.float32), NUCLEI_CELLS)
-    background = float(np.percentile(light[scanned], 2))
-    lower = light[scanned & (light <= np.percentile(light[scanned], 20))]
-    noise = 1.4826 * float(np.median(np.abs(lower - np.median(lower))))
+    light = np.empty(scanned.shape, np.float32)
+    for rows in strips(scanned.shape):
+        light[rows] = planar(thumbnail[rows]).max(axis=0)
+    ndimage.gaussian_filter(light, NUCLEI_CELLS, output=light)
+    values = light[scanned]
+    background = float(np.percentile(values, 2, overwrite_input=True))
+    lower_count = np.count_nonzero(values <= np.percentile(values, 20, overwrite_input=True))
+    values.partition(lower_count - 1)
+    deviation = values[:lower_count]
+    deviation -= np.median(deviation, overwrite_input=True)
+    noise = 1.4826 * float(np.median(np.abs(deviation, out=deviation), overwrite_input=True))
     mask: Mask = light > background + max(3.0, 5 * noise)
     return mask
 
 
-def _otsu(values: npt.NDArray[np.floating]) -> float:
-    return float(threshold_otsu(values)) if values.min() < values.max() else 0.0  # type: ignore[no-untyped-call]
+def _otsu(plane: Plane, usable: Mask) -> float:
+    """Otsu's threshold of the cells that are usable, of which there is at least one; 0 where all are the same."""
+    ends = [(part.min(), part.max()) for rows in strips(plane.shape) if (part := plane[rows][usable[rows]]).size]
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+    if lowest == highest:
+        return 0.0
+    counts = np.zeros(_OTSU_BINS, np.int64)
+    for rows in strips(plane.shape):
+        found, edges = np.histogram(plane[rows][usable[rows]], _OTSU_BINS, (lowest, highest))
+        counts += found
+    return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))  # type: ignore[no-untyped-call]
 
 
 def _tidy(mask: Mask) -> Mask:
     """Close gaps, drop specks, fill holes, and keep a margin of a cell."""
     if not mask.any():
         return mask
-    disk = ndimage.iterate_structure(ndimage.generate_binary_structure(2, 1), 2)
+    cross = ndimage.generate_binary_structure(2, 1)
     padded = np.pad(mask, 4, mode="edge")
-    closed: Mask = ndimage.binary_closing(padded, disk)[4:-4, 4:-4]
-    labels, count = ndimage.label(closed, ndimage.generate_binary_structure(2, 2))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    kept: Mask = (sizes >= SMALLEST_OBJECT_CELLS)[labels]
-    grown: Mask = ndimage.binary_dilation(_fill_small_holes(kept), ndimage.generate_binary_structure(2, 1))
+    closed: Mask = ndimage.binary_closing(padded, ndimage.iterate_structure(cross, 2))[4:-4, 4:-4]
+    del padded
+    kept = large_components(closed, SMALLEST_OBJECT_CELLS, diagonally=True)
+    filled = ~large_components(~kept, LARGEST_HOLE_CELLS + 1)
+    grown: Mask = ndimage.binary_dilation(filled, cross)
     return grown
-
-
-def _fill_small_holes(mask: Mask, largest_cells: int = 256) -> Mask:
-    labels, count = ndimage.label(~mask)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = largest_cells + 1
-    filled: Mask = mask | (sizes <= largest_cells)[labels]
-    return filled

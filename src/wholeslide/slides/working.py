@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,11 @@ from wholeslide.slides.content import find_mask_file, slide_key
 from wholeslide.slides.geojson import rasterize, read_polygons
 from wholeslide.slides.notices import say_once
 from wholeslide.slides.opening import open_slide
+from wholeslide.slides.planes import Mask
 from wholeslide.slides.prepared import PreparedDescription, read_prepared
 from wholeslide.slides.readers import BLACK, WHITE, Pixels, Rgb, SlideReader, slide_error
 from wholeslide.slides.scale import SMALLEST_SIDE_PX, Sampling, resolve_l0_mpp, sample_at, working_sampling
-from wholeslide.slides.tissue import Mask, TissueMask, find_tissue, is_dark
+from wholeslide.slides.tissue import TissueMask, find_tissue, is_dark
 
 logger = logging.getLogger(__name__)
 
@@ -299,23 +300,27 @@ def _thumbnail(
     """
     coarse = sample_at(reader, sampling.downsample_x * px_per_cell, sampling.downsample_y * px_per_cell, snap=False)
     cells = Box(0, 0, -(-sampling.size.width // px_per_cell), -(-sampling.size.height // px_per_cell))
-    thumbnail = _read_thumbnail(reader, coarse, cells, background_rgb)
-    if not reader.met_transparency:
-        return thumbnail, np.ones(thumbnail.shape[:2], np.bool_)
-    inverse = _read_thumbnail(reader, coarse, cells, BLACK if background_rgb == WHITE else WHITE)
-    scanned: Mask = np.abs(thumbnail.astype(np.int16) - inverse).max(axis=2) < 128
+    thumbnail = np.empty((cells.height, cells.width, 3), np.uint8)
+    scanned: Mask = np.ones(thumbnail.shape[:2], np.bool_)
+    for chunk, pixels in _thumbnail_chunks(reader, coarse, cells, background_rgb):
+        thumbnail[chunk.rows_columns] = pixels
+    if reader.met_transparency:
+        for chunk, inverse in _thumbnail_chunks(reader, coarse, cells, BLACK if background_rgb == WHITE else WHITE):
+            difference = np.abs(thumbnail[chunk.rows_columns].astype(np.int16) - inverse)
+            scanned[chunk.rows_columns] = difference.max(axis=2) < 128
     return thumbnail, scanned
 
 
-def _read_thumbnail(reader: SlideReader, coarse: Sampling, cells: Box, background_rgb: Rgb) -> Pixels:
-    out = np.empty((cells.height, cells.width, 3), np.uint8)
+def _thumbnail_chunks(
+    reader: SlideReader, coarse: Sampling, cells: Box, background_rgb: Rgb
+) -> Iterator[tuple[Box, Pixels]]:
+    """The boxes that a thumbnail is read in, of a bounded number of stored pixels each, and their pixels."""
     step_x = max(1, int(CHUNK_LEVEL_PX / coarse.resampling.x.ratio))
     step_y = max(1, int(CHUNK_LEVEL_PX / coarse.resampling.y.ratio))
     for top in range(0, cells.height, step_y):
         for left in range(0, cells.width, step_x):
             chunk = Box(left, top, step_x, step_y).intersection(cells)
-            out[chunk.rows_columns] = sample(reader, coarse, chunk, background_rgb)
-    return out
+            yield chunk, sample(reader, coarse, chunk, background_rgb)
 
 
 def _drawn(mask_file: Path, sampling: Sampling, px_per_cell: int) -> Mask:
