@@ -92,7 +92,7 @@ class BagLearner:
             if self.network.class_weights is not None:
                 loss = loss * self.network.class_weights[label]
             (loss * weight).backward()  # type: ignore[no-untyped-call]
-        return StepResult([float(loss)], [math.nan], aggregator.probabilities(output).cpu().numpy()[None])
+        return StepResult([float(loss.detach())], [math.nan], aggregator.probabilities(output).cpu().numpy()[None])
 
     @torch.inference_mode()
     def predict(self, view: BagView, *, classifiers: Collection[int] | None = None) -> np.ndarray:

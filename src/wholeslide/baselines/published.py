@@ -15,7 +15,7 @@ _STREAMING = (
 _ATTENTION = "Ilse, Tomczak & Welling: Attention-based Deep Multiple Instance Learning. ICML 2018, arXiv:1802.04712"
 _CLAM = (
     "Lu, Williamson, Chen, Chen, Barbieri & Mahmood: Data-efficient and weakly supervised computational pathology on whole-slide "
-    "images. Nature Biomedical Engineering 2021, arXiv:2004.09666"
+    "images. Nature Biomedical Engineering 2021, doi:10.1038/s41551-020-00682-w"
 )
 _DSMIL = (
     "Li, Li & Eliceiri: Dual-stream Multiple Instance Learning Network for Whole Slide Image Classification with Self-supervised "
@@ -25,18 +25,12 @@ _TRANSMIL = (
     "Shao, Bian, Chen, Wang, Zhang, Ji & Zhang: TransMIL: Transformer based Correlated Multiple Instance Learning for Whole Slide "
     "Image Classification. NeurIPS 2021, arXiv:2106.00908"
 )
-_RECURRENT = (
-    "Campanella, Hanna, Geneslaw, Miraflor, Werneck Krauss Silva, Busam, Brogi, Reuter, Klimstra & Fuchs: Clinical-grade "
-    "computational pathology using weakly supervised deep learning on whole slide images. Nature Medicine 2019, "
-    "doi:10.1038/s41591-019-0508-1"
-)
 
 _STAGES = Recipe(
     optimizer="adamw", lr=1e-5, head_factor=2, weight_decay=1e-6, accumulate=8, epochs=55, lr_schedule="plateau"
 )
 _BY_ATTENTION = Recipe(lr=5e-4, weight_decay=1e-4)
 _BY_CLAM = Recipe(lr=2e-4, weight_decay=1e-5, epochs=200)
-_PATCHES = Recipe(lr=1e-4, weight_decay=1e-4, epochs=20)
 
 register(
     MethodInfo(
@@ -132,7 +126,7 @@ register(
         citation=_DSMIL,
         kind="bags",
         home=f"{_ROOM}.dsmil:DSMIL",
-        recipes=(Recipe(lr=1e-4, betas=(0.5, 0.9), weight_decay=1e-3, lr_schedule="cosine"),),
+        recipes=(Recipe(lr=1e-4, betas=(0.5, 0.9), weight_decay=1e-3, epochs=50, lr_schedule="cosine"),),
     )
 )
 register(
@@ -143,28 +137,5 @@ register(
         kind="bags",
         home=f"{_ROOM}.transmil:TransMIL",
         recipes=(Recipe(optimizer="radam-lookahead", lr=2e-4, weight_decay=1e-5, epochs=200),),
-    )
-)
-register(
-    MethodInfo(
-        name="mil-rnn",
-        summary="A patch classifier trained on each slide's highest-scoring patch, then a recurrent network over the ten highest.",
-        citation=_RECURRENT,
-        kind="patches",
-        home=f"{_ROOM}.recurrent:RecurrentMIL",
-        recipes=(
-            _PATCHES,
-            Recipe(optimizer="sgd-nesterov", lr=0.1, betas=(0.9, 0.999), weight_decay=1e-4),
-        ),
-    )
-)
-register(
-    MethodInfo(
-        name="finetuned-patch+abmil",
-        summary="A patch classifier trained with its slide's label on every patch, then attention over its features: a control.",
-        citation=_ATTENTION,
-        kind="patches",
-        home=f"{_ROOM}.attention:AttentionMIL",
-        recipes=(_PATCHES, _BY_ATTENTION),
     )
 )

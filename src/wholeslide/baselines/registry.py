@@ -9,13 +9,13 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from wholeslide.errors import ConfigError
+from wholeslide.errors import ConfigError, Problem
 
-Kind = Literal["stages", "bags", "patches"]
-"""What a method sees of a slide: all of its pixels, the features of its patches, or the patches themselves."""
+Kind = Literal["stages", "bags"]
+"""What a method sees of a slide: all of its pixels, or the features of its patches."""
 Optimizer = Literal["adamw", "adam", "radam-lookahead", "sgd-nesterov"]
 RateDecay = Literal["plateau", "multistep", "cosine", "constant"]
 
@@ -77,9 +77,20 @@ class MethodInfo:
         return len(self.recipes)
 
     def load(self) -> Any:
-        """What ``home`` names."""
+        """What ``home`` names.
+
+        Raises:
+            ConfigError: it cannot be imported.
+        """
         module, _, name = self.home.partition(":")
-        return getattr(importlib.import_module(module), name)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError.single(
+                f"its home {self.home!r} cannot be imported: {error}",
+                where=f"method {self.name!r}",
+                remedy="give it as module:Class, and install what it needs",
+            ) from error
 
 
 _methods: dict[str, MethodInfo] = {}
@@ -102,7 +113,11 @@ def register(info: MethodInfo) -> MethodInfo:
 
 
 def method_names() -> list[str]:
-    """All names, in the order in which they were registered, those of installed packages last."""
+    """All names, in the order in which they were registered, those of installed packages last.
+
+    Raises:
+        ConfigError: an installed package cannot be used.
+    """
     _load_installed()
     return list(_methods)
 
@@ -111,7 +126,7 @@ def method_info(name: str) -> MethodInfo:
     """A method by its name; ``local-kN`` is ``local``.
 
     Raises:
-        ConfigError: there is none; it lists those that there are.
+        ConfigError: there is none; it lists those that there are. Or an installed package cannot be used.
     """
     _load_installed()
     info = _methods.get("local" if _STAGES.fullmatch(name) else name)
@@ -126,10 +141,25 @@ def method_info(name: str) -> MethodInfo:
 
 
 def _load_installed() -> None:
-    """Import the modules that installed packages name; they register their methods."""
+    """Import the modules that installed packages name; they register their methods. All that fail are told, at every call."""
     import wholeslide.baselines.published  # noqa: F401  ours come first
 
+    problems: list[Problem] = []
     for point in entry_points(group=ENTRY_POINTS):
         if point.value not in _loaded:
-            _loaded.add(point.value)
-            point.load()
+            problems += _load_point(point)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _load_point(point: EntryPoint) -> list[Problem]:
+    package = point.dist.name if point.dist else point.module
+    where = f"package {package!r}, entry point {point.name} = {point.value}"
+    try:
+        point.load()
+    except (ImportError, AttributeError) as error:
+        return [Problem(f"its methods cannot be imported: {error}", where, "mend the package or uninstall it")]
+    except ConfigError as error:
+        return [Problem(problem.what, f"{problem.where} of {where}", problem.remedy) for problem in error.problems]
+    _loaded.add(point.value)
+    return []

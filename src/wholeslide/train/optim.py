@@ -46,11 +46,11 @@ class LookaheadRAdam(torch.optim.RAdam):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """A step of RAdam; the slow weights are kept in the state, and taken up at every sixth."""
-        for parameter in self._stepped():
-            self.state[parameter].setdefault("slow", parameter.detach().clone())
+        before = {p: p.detach().clone() for p in self._stepped() if "slow" not in self.state[p]}
         loss: float | None = super().step(closure)
         for parameter in self._stepped():
             state = self.state[parameter]
+            state.setdefault("slow", before.get(parameter))
             if int(state["step"]) % self.PERIOD == 0:
                 parameter.copy_(state["slow"].lerp_(parameter, self.SHARE))
         return loss
