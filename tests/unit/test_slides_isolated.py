@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -194,6 +195,19 @@ def test_many_threads_share_two_workers(pool: Workers, tmp_path: Path) -> None:
     assert len({worker.process.pid for worker in pool._idle.queue if worker is not None}) <= 2
 
 
+def test_a_worker_that_ends_within_its_answer_has_ended(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(_: object) -> None:
+        raise OSError("got end of file during message")
+
+    with closing(open_slide(picture(tmp_path / "a.png"), decoders="processes")) as reader:
+        monkeypatch.setattr("multiprocessing.connection.Connection.recv", cut_short)
+        with pytest.raises(SlideError, match="its decoder crashed"):
+            reader.read_level(0, Box(0, 0, 9, 9))
+        monkeypatch.undo()
+
+
 def test_a_worker_ends_with_its_connection(pool: Workers, tmp_path: Path) -> None:
     open_slide(picture(tmp_path / "a.png"), decoders="processes")
     started = [worker for worker in pool._idle.queue if worker is not None]
@@ -214,14 +228,16 @@ def test_a_worker_ends_with_its_connection(pool: Workers, tmp_path: Path) -> Non
         ("none.tif", {}, False),
         ("deflate.tif", {"compression": "zlib"}, False),
         ("zstd.tif", {"compression": "zstd"}, True),
+        ("tiled.tif", {"tile": (64, 64)}, False),
+        ("tiled-zstd.tif", {"compression": "zstd", "tile": (64, 64)}, True),
     ],
 )
 def test_unusual_formats_are_read_apart(
-    pool: Workers, tmp_path: Path, name: str, options: dict[str, str], apart: bool
+    pool: Workers, tmp_path: Path, name: str, options: dict[str, Any], apart: bool
 ) -> None:
     path, image = tmp_path / name, tissue_image(200, 150)
     if path.suffix == ".tif":
-        tifffile.imwrite(path, image, photometric="rgb", **options)  # type: ignore[arg-type]
+        tifffile.imwrite(path, image, photometric="rgb", **options)
     else:
         Image.fromarray(image).save(path)
     with closing(open_slide(path)) as reader:

@@ -110,7 +110,8 @@ def _is_everyday(path: Path) -> bool:
     if not start or start.startswith(_EVERYDAY_IMAGES):
         return True
     if is_tiff(path):
-        return compressions(path) <= _EVERYDAY_COMPRESSIONS or detect_vendor(path) is not None
+        # OpenSlide takes any tiled TIFF for a slide of no vendor, whatever it is compressed by.
+        return compressions(path) <= _EVERYDAY_COMPRESSIONS or detect_vendor(path) not in (None, "generic-tiff")
     return detect_vendor(path) is not None
 
 

@@ -79,7 +79,7 @@ class Worker:
         self._connection = Connection(ours.detach())
         try:
             self._connection.recv()  # it is there
-        except (EOFError, ConnectionResetError) as error:
+        except (EOFError, OSError) as error:
             what = f"a process that decodes slides cannot be started ({_told(self.end())})"
             remedy = "see what it says above, or give --decoders threads"
             raise ConfigError.single(what, where="--decoders", remedy=remedy) from error
@@ -94,7 +94,7 @@ class Worker:
         try:
             self._connection.send((opened, slide, method, arguments))
             answer = self._connection.recv()
-        except (BrokenPipeError, ConnectionResetError) as error:
+        except OSError as error:  # it has ended, maybe in the middle of its answer
             raise EOFError from error
         if isinstance(answer, _Failure):
             raise SlideError(answer.problems)
