@@ -26,19 +26,26 @@ from wholeslide.model.quantization import Calibration, stored_pixels
 from wholeslide.verify import redraw_weights
 
 SOURCE, SHORTCUT, RESULT = Range(8 / 255, 120), Range(9 / 255, 77), Range(20 / 255, 100)
-LAYERS = {
-    "first": nn.Conv2d(3, 64, 7, stride=3, padding=3),
-    "dense": nn.Conv2d(24, 32, 3, padding=1),
-    "strided": nn.Conv2d(24, 40, 3, stride=2, padding=1, bias=False),
-    "pointwise": nn.Conv2d(24, 32, 1, stride=2),
-    "depthwise": nn.Conv2d(32, 32, 3, padding=1, groups=32),
-    "dilated": nn.Conv2d(16, 16, 3, padding=2, dilation=2),
-}
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(0)
+    LAYERS = {
+        "first": nn.Conv2d(3, 64, 7, stride=3, padding=3),
+        "dense": nn.Conv2d(24, 32, 3, padding=1),
+        "strided": nn.Conv2d(24, 40, 3, stride=2, padding=1, bias=False),
+        "pointwise": nn.Conv2d(24, 32, 1, stride=2),
+        "depthwise": nn.Conv2d(32, 32, 3, padding=1, groups=32),
+        "dilated": nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+    }
 
 
 def integers(shape: tuple[int, ...], seed: int) -> Tensor:
     drawn = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def held(values: Tensor) -> Tensor:
+    """What eight bits of the result's range hold of them: what lies beyond is cut off."""
+    return values.clamp(-RESULT.zero * RESULT.scale, (255 - RESULT.zero) * RESULT.scale)
 
 
 def with_rounded_weights(layer: nn.Conv2d) -> nn.Conv2d:
@@ -59,7 +66,7 @@ def test_products_are_right_to_half_a_level(kind: str, activation: str) -> None:
         expected = layer(Real(SOURCE)(source))
     expected = {"none": lambda x: x, "relu": F.relu, "hardtanh": lambda x: x.clamp(0, 2)}[activation](expected)
     found = IntegerProduct(layer, SOURCE, None, RESULT, activation, bounds)(source)
-    assert (Real(RESULT)(found) - expected).abs().max() <= 0.51 * RESULT.scale
+    assert (Real(RESULT)(found) - held(expected)).abs().max() <= 0.51 * RESULT.scale
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
@@ -74,7 +81,7 @@ def test_a_shortcut_is_added_before_the_only_rounding(kind: str, activation: str
     expected = expected + Real(SHORTCUT)(shortcut)
     found = IntegerProduct(layer, SOURCE, SHORTCUT, RESULT, activation, ())(source, shortcut)
     expected = F.relu(expected) if activation == "relu" else expected
-    assert (Real(RESULT)(found) - expected).abs().max() <= 0.51 * RESULT.scale
+    assert (Real(RESULT)(found) - held(expected)).abs().max() <= 0.51 * RESULT.scale
 
 
 def test_a_channel_without_weights_is_its_bias() -> None:

@@ -14,7 +14,7 @@ from wholeslide.cli.command import Command
 from wholeslide.cli.options import METAVARS, SWITCH_WORDS, Option, build, check_value, options_of
 from wholeslide.errors import ConfigError, Problem
 
-ANNOTATIONS = ("format_version", "versions", "classes", "class_weighting", "tissue")
+ANNOTATIONS = ("format_version", "versions", "classes", "class_weighting", "tissue", "feature_width")
 """Keys that a run's ``config.yaml`` has beside its options: a run's file can be given to ``--config`` as it is."""
 
 POSITIONALS = "_positionals"

@@ -245,7 +245,8 @@ def _quick_checks(config: TrainConfig) -> tuple[Cohort, StagedNetwork]:
     attempt(partial(claim_folder, config.out, resume=config.resume))
     cohort = attempt(partial(_read_cohort, config))
     divided = None if cohort is None else attempt(partial(_divided, config, cohort))
-    network = attempt(partial(_network, config, divided))
+    known = attempt(partial(method_info, config.method)) is not None
+    network = attempt(partial(_network, config if known else replace(config, method="local"), divided))
     if problems:
         raise WholeslideError(dict.fromkeys(problems))  # some are found by more than one check
     assert cohort is not None
