@@ -44,6 +44,25 @@ def test_every_method_trains_evaluates_and_predicts(method: str, manifest: Path,
     assert not (run.path / "plan.json").exists()
 
 
+def test_what_is_made_of_other_slides_is_not_kept_and_a_run_may_move(manifest: Path, tmp_path: Path) -> None:
+    run = train(config(manifest, tmp_path / "run"))
+    kept = {file.name for file in (run.path / "features").iterdir()}
+    assert len(kept) == 8  # training and validation
+    tested = [manifest.parent / name for name in run.cohort().split("test")["file"]]
+    predict(run.path, tested)
+    assert {file.name for file in (run.path / "features").iterdir()} == kept
+    moved = run.path.rename(tmp_path / "moved")
+    evaluate_run(moved)
+    assert len(list((moved / "features").iterdir())) == 10
+    assert not run.path.exists()
+
+
+def test_a_cache_that_cannot_be_made_is_named(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WholeslideError, match=r"the folder cannot be made.*--features-cache"):
+        train(config(manifest, tmp_path / "run", features_cache=tmp_path / "file" / "kept"))
+
+
 def test_features_are_made_once_for_all_runs(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(config(manifest, tmp_path / "first", features_cache=tmp_path / "kept"))
     monkeypatch.setattr("wholeslide.baselines.bag_cache.bag_of", lambda *_, **__: pytest.fail("made again"))
@@ -56,10 +75,11 @@ def weights(run: Run) -> list[torch.Tensor]:
     return list(run.load_network("last").state_dict().values())
 
 
-def test_a_resumed_run_ends_in_the_same_weights(manifest: Path, tmp_path: Path) -> None:
-    whole = train(config(manifest, tmp_path / "whole", method="clam-sb", epochs=3))
-    train(config(manifest, tmp_path / "cut", method="clam-sb", epochs=1))
-    cut = train(config(manifest, tmp_path / "cut", method="clam-sb", epochs=3, precision="auto", resume=True))
+@pytest.mark.parametrize("method", ["clam-sb", "transmil"])  # with dropout; with slow weights
+def test_a_resumed_run_ends_in_the_same_weights(method: str, manifest: Path, tmp_path: Path) -> None:
+    whole = train(config(manifest, tmp_path / "whole", method=method, epochs=3))
+    train(config(manifest, tmp_path / "cut", method=method, epochs=1))
+    cut = train(config(manifest, tmp_path / "cut", method=method, epochs=3, precision="auto", resume=True))
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(cut), strict=True))
 
 
@@ -111,8 +131,9 @@ def test_options_without_sense_are_named(
 
 
 def test_a_dry_run_counts_patches_and_slides_need_slides(manifest: Path, features: Path, tmp_path: Path) -> None:
-    text = "\n".join(dry_run(config(manifest, tmp_path / "run")))
-    assert "about 66 patches of 96 px, in fp32" in text or "patches of 96 px, in fp32" in text
+    text = "\n".join(dry_run(config(manifest, tmp_path / "run", memory="1GiB")))
+    assert "--memory 1GiB plans stages, and bounds nothing with --method abmil" in text
+    assert "patches of 96 px, in fp32" in text
     text = "\n".join(dry_run(config(manifest, tmp_path / "run", slides=features)))
     assert "5 to 5 patches a slide, of 8 features each" in text
     run = train(config(manifest, tmp_path / "run"))

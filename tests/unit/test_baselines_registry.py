@@ -101,12 +101,12 @@ def test_a_file_of_ones_own_that_is_installed(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "installed_methods.py").write_text(
         "from wholeslide.baselines.registry import MethodInfo, register\n"
         "register(MethodInfo(name='installed', summary='X.', citation='X', kind='bags',\n"
-        "                    home='wholeslide.baselines.pooling:MaxPooling'))\n"
+        "                    home='wholeslide.baselines.pooling:Pooling'))\n"
     )
     install(tmp_path, "wholeslide-installed", {"installed": "installed_methods"})
     monkeypatch.syspath_prepend(str(tmp_path))
     assert method_names()[-1] == "installed"
-    assert type(method_info("installed").load()(4, 2)).__name__ == "MaxPooling"
+    assert type(method_info("installed").load()(4, 2)).__name__ == "Pooling"
 
 
 def test_packages_that_cannot_be_used_are_named_together_and_at_every_call(

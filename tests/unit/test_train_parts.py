@@ -64,7 +64,7 @@ def two_stages() -> LocalNetwork:
     return cast(LocalNetwork, TwoStages())
 
 
-def stepped(network: LocalNetwork, optimizer: torch.optim.AdamW, steps: int) -> None:
+def stepped(network: LocalNetwork, optimizer: torch.optim.Optimizer, steps: int) -> None:
     for step in range(steps):
         for index, parameter in enumerate(network.parameters()):
             parameter.grad = torch.full_like(parameter, 0.1 * (index + 1) * (-1) ** step)
@@ -85,17 +85,48 @@ class TestOptimizer:
         moved = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
         assert moved == {"stages.1.weight", "stages.1.bias", "heads.1.weight", "heads.1.bias"}
 
-    def test_state_goes_through_tensors(self) -> None:
+    def test_slow_weights_follow_half_of_the_way_every_six_steps(self) -> None:
+        """Against RAdam itself, and the slow weights kept apart by hand."""
+        torch.manual_seed(0)
+        network, plain = two_stages(), two_stages()
+        plain.load_state_dict(network.state_dict())
+        optimizer = build_optimizer(network, config(lr=0.1, optimizer="radam-lookahead"), None)
+        by_hand = torch.optim.RAdam(plain.parameters(), lr=0.1, weight_decay=1e-6)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        slow = [p.detach().clone() for p in plain.parameters()]
+        for _ in range(7):
+            stepped(network, optimizer, 2)
+            stepped(plain, by_hand, 2)
+            if int(by_hand.state[next(plain.parameters())]["step"]) % 6 == 0:
+                for weights, parameter in zip(slow, plain.parameters(), strict=True):
+                    weights.add_(parameter.detach() - weights, alpha=0.5)
+                    parameter.data.copy_(weights)
+        for found, expected in zip(network.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [("adamw", "AdamW"), ("adam", "Adam"), ("sgd-nesterov", "SGD"), ("radam-lookahead", "LookaheadRAdam")],
+    )
+    def test_each_rule_by_its_name(self, name: Any, kind: str) -> None:
+        optimizer = build_optimizer(two_stages(), config(optimizer=name), None)
+        assert type(optimizer).__name__ == kind
+        assert name != "sgd-nesterov" or (optimizer.defaults["nesterov"], optimizer.defaults["momentum"]) == (True, 0.9)
+
+    @pytest.mark.parametrize("rule", ["adamw", "sgd-nesterov", "radam-lookahead"])
+    def test_state_goes_through_tensors(self, rule: Any) -> None:
+        chosen = config(lr=0.1, optimizer=rule)
         torch.manual_seed(0)
         whole, first, second = two_stages(), two_stages(), two_stages()
         first.load_state_dict(whole.state_dict())
-        stepped(whole, build_optimizer(whole, config(lr=0.1), None), 5)
-        optimizer = build_optimizer(first, config(lr=0.1), None)
+        stepped(whole, build_optimizer(whole, chosen, None), 8)
+        optimizer = build_optimizer(first, chosen, None)
         stepped(first, optimizer, 2)
         second.load_state_dict(first.state_dict())
-        resumed = build_optimizer(second, config(lr=0.1), None)
+        resumed = build_optimizer(second, chosen, None)
         load_optimizer_tensors(second, resumed, optimizer_tensors(first, optimizer), where="step-2")
-        for step in range(2, 5):
+        for step in range(2, 8):
             for index, parameter in enumerate(second.parameters()):
                 parameter.grad = torch.full_like(parameter, 0.1 * (index + 1) * (-1) ** step)
             resumed.step()
@@ -130,6 +161,11 @@ class TestRates:
         chosen = config(lr_schedule="plateau", lr_patience=2)
         factors = self.factors(chosen, [True, False, True, False, False, False, False])
         assert factors == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01])
+
+    def test_cosine(self) -> None:
+        factors = self.factors(config(lr_schedule="cosine", epochs=4), [False] * 5)
+        assert factors[:4] == pytest.approx([0.05 + 0.95 * (1 + math.cos(math.pi * n / 4)) / 2 for n in (1, 2, 3, 4)])
+        assert factors[3] == factors[4] == pytest.approx(0.05)
 
     def test_constant(self) -> None:
         assert self.factors(config(lr_schedule="constant"), [False] * 20) == [1.0] * 20

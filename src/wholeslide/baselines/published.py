@@ -65,7 +65,8 @@ register(
         summary="The largest of each feature over a slide's patches, then a linear layer.",
         citation="a usual baseline",
         kind="bags",
-        home=f"{_ROOM}.pooling:MaxPooling",
+        home=f"{_ROOM}.pooling:Pooling",
+        options={"how": "max"},
     )
 )
 register(
@@ -74,7 +75,7 @@ register(
         summary="The mean of each feature over a slide's patches, then a linear layer.",
         citation="a usual baseline",
         kind="bags",
-        home=f"{_ROOM}.pooling:AveragePooling",
+        home=f"{_ROOM}.pooling:Pooling",
     )
 )
 register(

@@ -301,7 +301,7 @@ def _find(
     predictions = iterate_predictions(
         engine,
         slides,
-        run.source(engine.network, task.slide_config),
+        run.source_of_others(engine.network, task.slide_config),
         on_error=note,
         classifiers=[engine.network.depth],
         prefetch_bytes=prefetch_bytes(run, engine, request.memory),

@@ -46,10 +46,12 @@ def cohort_lines(prepared: Prepared) -> list[str]:
 
 
 def patch_lines(prepared: Prepared) -> list[str]:
-    """What a method of patches takes: time where an encoder is timed, and disk."""
+    """What a method of patches takes."""
     config, network = prepared.config, prepared.network
     disk = 3 * checkpoint_bytes(network)
     lines = [f"disk: at most about {amount(disk)} for checkpoints in {config.out}"]
+    if config.memory is not None:
+        lines.append(f"memory: --memory {config.memory} plans stages, and bounds nothing with --method {config.method}")
     if prepared.facts:
         tissue = sum(fact.size.area * fact.tissue_fraction for fact in prepared.facts.values())
         patches = max(len(prepared.facts), round(tissue / config.patch**2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from lightning.fabric import Fabric
 
@@ -106,6 +107,14 @@ def _create(prepared: Prepared) -> Run:
     return run
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what, remedy = f"the folder cannot be made: {error.strerror or error}", "name another"
+        raise ConfigError.single(what, where=f"--features-cache {folder}", remedy=remedy) from error
+
+
 def _fit(run: Run, cohort: Cohort, network: StagedNetwork, begun: LoopState | None, watch: SignalWatch) -> Run:
     """Train from the beginning (``begun`` is None) or from the last checkpoint; the run with the plan that it ends with."""
     config = run.config
@@ -115,6 +124,8 @@ def _fit(run: Run, cohort: Cohort, network: StagedNetwork, begun: LoopState | No
     fabric = Fabric(accelerator=device.type, devices=1, loggers=loggers)
     fabric.launch()
     network.to(fabric.device)
+    if config.features_cache is not None:
+        _make_folder(config.features_cache)
     engine, source = run.learner(network, fabric.device), run.source(network)
     history = History(run.path / "log", loggers)
     trainer = Trainer(run, cohort, engine, source, history, watch, prefetch_bytes=prefetch_limit(config, fabric.device))

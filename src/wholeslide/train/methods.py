@@ -84,8 +84,10 @@ class Method(Protocol):
     ) -> Learner[Any]:
         """What trains the network and predicts with it."""
 
-    def source(self, config: TrainConfig, subject: Subject, network: StagedNetwork, slides: SlideConfig) -> Source[Any]:
-        """How slides are opened for it; ``slides`` says how they are read."""
+    def source(
+        self, config: TrainConfig, subject: Subject, network: StagedNetwork, slides: SlideConfig, kept: Path | None
+    ) -> Source[Any]:
+        """How slides are opened for it; ``slides`` says how they are read, ``kept`` where what is made of them may be kept."""
 
 
 class StagesMethod:
@@ -115,7 +117,9 @@ class StagesMethod:
         assert plan is not None
         return StreamingEngine(network, plan, device, store_folder=config.store_dir)
 
-    def source(self, config: TrainConfig, subject: Subject, network: StagedNetwork, slides: SlideConfig) -> ViewSource:
+    def source(
+        self, config: TrainConfig, subject: Subject, network: StagedNetwork, slides: SlideConfig, kept: Path | None
+    ) -> ViewSource:
         assert isinstance(network, LocalNetwork)
         assert subject.tissue is not None
         return ViewSource(
@@ -147,12 +151,13 @@ class BagsMethod:
         assert isinstance(network, BagNetwork)
         return BagLearner(network, device)
 
-    def source(self, config: TrainConfig, subject: Subject, network: StagedNetwork, slides: SlideConfig) -> BagSource:
+    def source(
+        self, config: TrainConfig, subject: Subject, network: StagedNetwork, slides: SlideConfig, kept: Path | None
+    ) -> BagSource:
         assert isinstance(network, BagNetwork)
         cache = None
         if network.encoder is not None:
-            folder = config.features_cache or config.out / "features"
-            cache = BagCache(network.encoder, least_tissue=config.least_tissue, folder=folder)
+            cache = BagCache(network.encoder, least_tissue=config.least_tissue, folder=kept)
         return BagSource(slides, config.cache, cache, subject.feature_width)
 
 
@@ -175,15 +180,14 @@ class BagSource:
             SlideError: the file cannot be read or used.
             FeatureError: likewise.
         """
-        if self.bags is not None and not is_feature_file(entry.path):
-            return BagView(
-                self.bags.bag(entry.path, lambda: open_slide_of(entry, self.slide_config, self.cache)).features_nd
-            )
-        bag = read_bag(entry.path)
-        if self.bags is not None:
+        if self.bags is None:
+            bag = read_bag(entry.path)
+            check_width(bag, self.feature_width, entry.path)
+        elif is_feature_file(entry.path):
             what, remedy = "a file of features, where the run has an encoder of its own", "give the slide itself"
             raise FeatureError.single(what, where=str(entry.path), remedy=remedy)
-        check_width(bag, self.feature_width, entry.path)
+        else:
+            bag = self.bags.bag(entry.path, lambda: open_slide_of(entry, self.slide_config, self.cache))
         return BagView(bag.features_nd)
 
 

@@ -177,9 +177,17 @@ class Run:
         """What trains the network and predicts with it, in the memory that was planned."""
         return method_of(self.config).learner(self.config, network, self.plan, device)
 
-    def source(self, network: StagedNetwork, slides: SlideConfig | None = None) -> Source[Any]:
-        """How slides are opened for it; ``slides`` says how they are read, if not as the run's own."""
-        return method_of(self.config).source(self.config, self.subject, network, slides or self.slide_config)
+    def source(self, network: StagedNetwork) -> Source[Any]:
+        """How the run's own slides are opened for it; what is made of patches is kept, where the cache is or in the run."""
+        shared = self.config.features_cache
+        kept = (
+            shared if shared is not None and shared.is_dir() else self.path / "features"
+        )  # on another machine, it is not
+        return method_of(self.config).source(self.config, self.subject, network, self.slide_config, kept)
+
+    def source_of_others(self, network: StagedNetwork, slides: SlideConfig) -> Source[Any]:
+        """How other slides are opened, read as ``slides`` says; nothing of them is kept."""
+        return method_of(self.config).source(self.config, self.subject, network, slides, None)
 
     def load_network(self, which: Which = "best") -> StagedNetwork:
         """The trained network, of the best epoch or the last state, on the CPU in evaluation mode.
