@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from wholeslide.cohort.audit import audit
     from wholeslide.cohort.manifest import Cohort, cohort_from_files, read_cohort
     from wholeslide.cohort.splits import fold_cohort, split_cohort, write_split
+    from wholeslide.compare.config import CompareConfig
+    from wholeslide.compare.harness import compare as compare_methods
     from wholeslide.draws import Draws
     from wholeslide.errors import Problem, WholeslideError
     from wholeslide.geometry import Box, Mpp, Size
     from wholeslide.metrics import evaluate as score_predictions
     from wholeslide.model.config import ModelConfig
     from wholeslide.model.network import LocalNetwork, build_network
-    from wholeslide.predict import PredictResult, evaluate_run
+    from wholeslide.predict import PredictResult, evaluate_external, evaluate_run
     from wholeslide.predict import predict as predict_slides
     from wholeslide.slides.config import AugmentationConfig, SlideConfig
     from wholeslide.slides.inspect import inspect_slide, write_overlay
@@ -60,6 +62,7 @@ _HOMES = {
     "Bag": "baselines.bag",
     "Box": "geometry",
     "Cohort": "cohort.manifest",
+    "CompareConfig": "compare.config",
     "Draws": "draws",
     "EncoderConfig": "baselines.config",
     "LocalNetwork": "model.network",
@@ -85,7 +88,9 @@ _HOMES = {
     "build_encoder": "baselines.encoder",
     "build_network": "model.network",
     "cohort_from_files": "cohort.manifest",
+    "compare_methods": "compare.harness:compare",
     "dry_run": "train.loop",
+    "evaluate_external": "predict",
     "evaluate_run": "predict",
     "extract_features": "baselines.extraction",
     "fold_cohort": "cohort.splits",
@@ -110,6 +115,7 @@ __all__ = [
     "Bag",
     "Box",
     "Cohort",
+    "CompareConfig",
     "Draws",
     "EncoderConfig",
     "LocalNetwork",
@@ -136,7 +142,9 @@ __all__ = [
     "build_encoder",
     "build_network",
     "cohort_from_files",
+    "compare_methods",
     "dry_run",
+    "evaluate_external",
     "evaluate_run",
     "extract_features",
     "fold_cohort",

@@ -117,9 +117,9 @@ def evaluate(
     units = aggregate(predictions, _known(unit), classes)
     labelled = units[units["label"] != ""].reset_index(drop=True)
     _check_labels(labelled, classes)
-    scored = _Scored.of(labelled, classes)
+    scored = Scored.of(labelled, classes)
     point = scored.metrics(np.ones((1, len(labelled))))
-    strata = _strata(labelled)
+    strata = patient_strata(labelled)
     drawn = {}
     if len(labelled):
         drawn = _resampled(scored, labelled["patient"], strata, resamples=resamples, seed=seed)
@@ -141,7 +141,7 @@ def evaluate(
         result["note"] = "one patient a class: no interval can be given"
     for name in METRICS:
         result[name] = _with_interval(float(point[name][0]), drawn.get(name), scored.reason(name))
-    low, high = _interval(drawn["confusion"]) if drawn else (None, None)
+    low, high = percentiles(drawn["confusion"]) if drawn else (None, None)
     confusion = point["confusion"][0].astype(int).tolist()
     result["confusion"] = {"classes": list(classes), "value": confusion, "low": low, "high": high}
     return result
@@ -164,7 +164,7 @@ def score(predictions: pd.DataFrame, classes: Sequence[str], unit: str, metric: 
     _check_labels(labelled, classes)
     if labelled.empty:
         return math.nan
-    scored = _Scored.of(labelled, classes)
+    scored = Scored.of(labelled, classes)
     if metric == "loss":
         of_truth = scored.probabilities[np.arange(len(labelled)), scored.truth]
         return float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())
@@ -198,7 +198,7 @@ def auroc(truth: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = No
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
     """Labelled units, ready for many weightings: truth (n,) and probabilities (n, classes)."""
 
     truth: np.ndarray
@@ -206,7 +206,7 @@ class _Scored:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, units: pd.DataFrame, classes: Sequence[str]) -> _Scored:
+    def of(cls, units: pd.DataFrame, classes: Sequence[str]) -> Scored:
         index = {name: number for number, name in enumerate(classes)}
         truth = np.array([index[label] for label in units["label"]], dtype=np.int64)
         probabilities = units[[f"prob_{name}" for name in classes]].to_numpy(dtype=np.float64)
@@ -225,18 +225,22 @@ class _Scored:
         rest = total[:, None] - true
         specificity = _ratio(rest - (called - hits), rest)
         f1 = np.where(true > 0, _ratio(2 * hits, true + called), math.nan)
-        areas = np.stack([auroc(self.truth == c, p, weights) for c, p in enumerate(self.probabilities.T)], axis=1)
         return {
             "confusion": confusion,
             "accuracy": _ratio(hits.sum(axis=1), total),
             "balanced_accuracy": recall.mean(axis=1),
             "sensitivity": self._of_classes(recall),
             "specificity": self._of_classes(specificity),
-            "auroc": self._of_classes(areas),
+            "auroc": self.auroc(weights),
             "f1": self._of_classes(f1),
             "brier": _ratio(weights @ self._squared_errors(), total),
             "calibration_error": self._calibration_error(weights),
         }
+
+    def auroc(self, weights: np.ndarray) -> np.ndarray:
+        """(resamples,) for each row of ``weights`` (resamples, n): the positive class's of two, the mean of more."""
+        areas = np.stack([auroc(self.truth == c, p, weights) for c, p in enumerate(self.probabilities.T)], axis=1)
+        return self._of_classes(areas)
 
     def reason(self, metric: str) -> str | None:
         """Why a metric has no value; None where it has one."""
@@ -279,7 +283,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(above, below, out=undefined, where=below > 0))
 
 
-def _strata(labelled: pd.DataFrame) -> list[np.ndarray]:
+def patient_strata(labelled: pd.DataFrame) -> list[np.ndarray]:
     """Patients (numbers in the order of their sorted names) that may stand for each other."""
     sets = [tuple(sorted(set(labels))) for _, labels in labelled.groupby("patient", sort=True)["label"]]
     strata = [np.flatnonzero([found == wanted for found in sets]) for wanted in sorted(set(sets))]
@@ -291,18 +295,18 @@ def _strata(labelled: pd.DataFrame) -> list[np.ndarray]:
 
 
 def _resampled(
-    scored: _Scored, patients: pd.Series, strata: list[np.ndarray], *, resamples: int, seed: int
+    scored: Scored, patients: pd.Series, strata: list[np.ndarray], *, resamples: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Every metric for each resample of the patients, (resamples,) and (resamples, classes, classes)."""
     patient_of_unit = np.unique(patients.to_numpy(dtype=str), return_inverse=True)[1]
     chunks = [
         scored.metrics(times[:, patient_of_unit])
-        for times in _patient_counts(strata, resamples, np.random.default_rng(seed), units=len(patients))
+        for times in patient_counts(strata, resamples, np.random.default_rng(seed), units=len(patients))
     ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]} if chunks else {}
 
 
-def _patient_counts(
+def patient_counts(
     strata: list[np.ndarray], resamples: int, rng: np.random.Generator, *, units: int
 ) -> Iterator[np.ndarray]:
     """How often each patient is drawn, (some resamples, patients) at a time, so that memory stays bounded."""
@@ -318,11 +322,11 @@ def _patient_counts(
 def _with_interval(value: float, drawn: np.ndarray | None, reason: str | None) -> dict[str, Any]:
     if math.isnan(value):
         return {"value": None, "low": None, "high": None, "reason": reason}
-    low, high = (None, None) if drawn is None else _interval(drawn)
+    low, high = (None, None) if drawn is None else percentiles(drawn)
     return {"value": value, "low": low, "high": high}
 
 
-def _interval(drawn: np.ndarray) -> tuple[Any, Any]:
+def percentiles(drawn: np.ndarray) -> tuple[Any, Any]:
     """The 2.5th and 97.5th percentile of the resamples (the first axis) for which there is a value."""
     defined = drawn[~np.isnan(drawn)] if drawn.ndim == 1 else drawn
     if not len(defined):

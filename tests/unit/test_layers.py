@@ -31,6 +31,7 @@ LAYERS = (
     ("verify_config",),
     ("demo", "verify", "doctor"),
     ("bench",),
+    ("compare",),
     ("cli",),
     ("__main__",),
 )
@@ -47,7 +48,8 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 """Packages whose distribution has another name."""
-COMMANDS = ("demo", "inspect", "split", "prepare", "features", "train", "evaluate", "predict", "verify", "doctor")
+COMMANDS = ("demo", "inspect", "split", "prepare", "features", "train", "evaluate", "predict", "compare")
+COMMANDS += ("verify", "doctor")
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,20 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning", "numpy")},
+        **machine(),
+        "gemm_gflops": {"fp32": gemm_gflops(torch.float32), "bf16": gemm_gflops(torch.bfloat16)},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory and accelerator; no host names."""
+    return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.system(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "gemm_gflops": {"fp32": gemm_gflops(torch.float32), "bf16": gemm_gflops(torch.bfloat16)},
     }
 
 

@@ -18,6 +18,7 @@ class Command:
         positionals: The fields that are given by position; the last takes all that follow if it is a list.
         run: Takes an instance of ``arguments`` and returns the exit status.
         example: A command line that a newcomer can adapt.
+        without: Fields that are no options of this command, though its arguments have them; they keep their defaults.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Command:
     run: Callable[[Any], int]
     example: str
     positionals: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()

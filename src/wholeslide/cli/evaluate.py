@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from wholeslide.cli.command import Command
 from wholeslide.cli.output import print_json, print_table, write
+from wholeslide.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,45 +17,59 @@ class EvaluateArguments:
 
     Args:
         run: The run directory.
-        split: The split that is scored.
-        slides: Folder of the slides, if they have been moved since the training.
+        split: The split of the run's own cohort that is scored; left out: test.
+        manifest: CSV of another labelled cohort, to be scored in place of a split.
+        name: What the other cohort is called in the run; left out: as its manifest.
+        slides: Folder of the slides: those of the other cohort, or the run's own if they have been moved since the training.
         memory: Most memory to use, as 8GiB; left out: as in training.
         json: Write JSON.
         quiet: No progress bar.
     """
 
     run: Path
-    split: Literal["test", "valid", "train"] = "test"
+    split: Literal["test", "valid", "train"] | None = None
+    manifest: Path | None = None
+    name: str | None = None
     slides: Path | None = None
     memory: str | None = None
     json: bool = False
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        problems = []
+        if self.manifest is None and self.name is not None:
+            problems.append(Problem("a name of no cohort", "--name", "give --manifest, too"))
+        if self.manifest is not None and self.split is not None:
+            problems.append(Problem("two cohorts", "--manifest and --split", "give one of the two"))
+        if self.manifest is not None and self.slides is None:
+            problems.append(Problem("no folder of slides", "--manifest", "give the other cohort's with --slides"))
+        if problems:
+            raise ConfigError(problems)
+
 
 def run(arguments: EvaluateArguments) -> int:
     """Score, and show the numbers."""
-    from wholeslide.predict import evaluate_run
+    from wholeslide.predict import evaluate_external, evaluate_run
 
-    found = evaluate_run(
-        arguments.run,
-        arguments.split,
-        slides=arguments.slides,
-        memory=arguments.memory,
-        quiet=arguments.quiet,
-    )
+    how: dict[str, Any] = {"memory": arguments.memory, "quiet": arguments.quiet}
+    if arguments.manifest is not None:
+        assert arguments.slides is not None
+        found = evaluate_external(arguments.run, arguments.manifest, arguments.slides, name=arguments.name, **how)
+    else:
+        found = evaluate_run(arguments.run, arguments.split or "test", slides=arguments.slides, **how)
     if arguments.json:
         print_json(found)
         return 0
     _show(found)
-    write(f"Numbers: {arguments.run / 'metrics' / arguments.split}.json")
-    write(f"Predictions: {arguments.run / 'predictions' / arguments.split}*.csv")
+    write(f"Numbers: {arguments.run / 'metrics' / found['split']}.json")
+    write(f"Predictions: {arguments.run / 'predictions' / found['split']}*.csv")
     return 0
 
 
 def _show(found: dict[str, Any]) -> None:
     from wholeslide.metrics import METRICS
 
-    title = f"{found['split']} split: {found['n']} {found['unit']}s"
+    title = f"{found['split']}: {found['n']} {found['unit']}s"
     if found["unit"] != "patient":
         title += f" of {found['patients']} patients"
     rows = [[name.replace("_", " "), *_interval(found[name])] for name in METRICS]
@@ -88,7 +103,7 @@ def _value(metric: dict[str, Any]) -> str:
 
 COMMAND = Command(
     name="evaluate",
-    summary="Score a run on its test split, with 95% intervals.",
+    summary="Score a run on its test split, or on another cohort, with 95% intervals.",
     arguments=EvaluateArguments,
     positionals=("run",),
     run=run,

@@ -24,6 +24,11 @@ METAVARS = {
     "size": "WxH",
     "sizes": "WxH,...",
     "weights": "FILE|random",
+    "overrides": "YAML",
+    "grid": "YAML",
+    "methods": "METHOD,...",
+    "reference": "METHOD",
+    "cells": "I/N|slurm",
     "inputs": "SLIDE|FOLDER|MANIFEST",
     "slide": "SLIDE",
 }

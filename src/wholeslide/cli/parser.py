@@ -30,7 +30,7 @@ def parse(command: Command, tokens: Sequence[str]) -> Any:
         ConfigError: all unknown options, unfit values and missing arguments together.
         SystemExit: with status 0, after ``--help`` was printed.
     """
-    options = {option.name: option for option in options_of(command.arguments)}
+    options = {option.name: option for option in options_of(command.arguments) if option.name not in command.without}
     raw, problems = _raw_values(command, options, tokens)
     values: dict[str, Any] = {}
     if "config" in raw:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wholeslide.cli.command import Command
 from wholeslide.cli.failures import write_line
 from wholeslide.cli.output import print_table, write
 from wholeslide.cohort.config import SPLITS, SplitConfig
 from wholeslide.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wholeslide.cohort.manifest import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,8 @@ class SplitArguments:
 
     Args:
         manifest: CSV of the cohort: file, label, and where known slide and patient.
-        out: The CSV that is written: the manifest with a column `split` (or `fold`).
+        out: The CSV that is written: the manifest with a column `split` (or `fold`). With --repeats, folds.csv stands for
+            folds-1.csv, folds-2.csv and so on.
     """
 
     manifest: Path
@@ -35,20 +40,31 @@ class SplitArguments:
 def run(arguments: SplitArguments) -> int:
     """Draw, write, and count."""
     from wholeslide.cohort.manifest import read_cohort
-    from wholeslide.cohort.splits import fold_cohort, split_cohort, write_split
 
     draw = arguments.draw
     cohort = read_cohort(arguments.manifest)
     replaced = "fold" if draw.folds is not None else "split"
     if replaced in cohort.table.columns and cohort.table[replaced].fillna("").astype(str).str.strip().ne("").any():
         write_line(f"the column {replaced} of {arguments.manifest} is drawn anew")
+    for number in range(draw.repeats):
+        out = arguments.out
+        if draw.repeats > 1:
+            out = out.with_name(f"{out.stem}-{number + 1}{out.suffix}")
+        _write(cohort, replace(draw, seed=draw.seed + number), out)
+    return 0
+
+
+def _write(cohort: Cohort, draw: SplitConfig, out: Path) -> None:
+    """One draw, written, and its counts."""
+    from wholeslide.cohort.splits import fold_cohort, split_cohort, write_split
+
     if draw.folds is not None:
         cohort = fold_cohort(cohort, folds=draw.folds, group=draw.group, seed=draw.seed)
         column, parts = "fold", [str(number) for number in range(draw.folds)]
     else:
         cohort = split_cohort(cohort, fractions=draw.fractions, group=draw.group, seed=draw.seed)
         column, parts = "split", [name for name in SPLITS if len(cohort.split(name))]
-    write_split(cohort, arguments.out)
+    write_split(cohort, out)
     rows = []
     for part in parts:
         inside = cohort.table[cohort.table[column] == part]
@@ -56,8 +72,7 @@ def run(arguments: SplitArguments) -> int:
         rows.append([part, inside["patient"].nunique(), len(inside), *counts])
     print_table([column, "patients", "files", *cohort.classes], rows)
     fold = " --fold 0" if column == "fold" else ""
-    write(f"Written to {arguments.out}. Next: wholeslide train {arguments.out} --slides SLIDES --out RUN{fold}")
-    return 0
+    write(f"Written to {out}. Next: wholeslide train {out} --slides SLIDES --out RUN{fold}")
 
 
 COMMAND = Command(

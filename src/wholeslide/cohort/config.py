@@ -20,6 +20,8 @@ class SplitConfig:
     """Parts of the training, validation and test split; they add up to 1."""
     folds: int | None = None
     """Number of folds, in place of the fractions."""
+    repeats: int = 1
+    """How often folds are drawn, each time by the next seed; more than once, each draw gets a file of its own."""
     group: str = "patient"
     """Column whose values are never cut; patients never are, whatever the column."""
     seed: int = 0
@@ -29,6 +31,10 @@ class SplitConfig:
         check_fractions(self.fractions)
         if self.folds is not None:
             check_folds(self.folds)
+        if self.repeats < 1 or (self.repeats > 1 and self.folds is None):
+            raise ConfigError.single(
+                "not a number of draws", where=f"--repeats {self.repeats}", remedy="give 1 or more, with --folds"
+            )
 
 
 def check_fractions(fractions: tuple[float, ...]) -> None:

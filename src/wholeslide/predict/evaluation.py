@@ -54,7 +54,23 @@ def evaluate_run(
         SlideError: slides cannot be read: all of them together, and nothing is written.
     """
     run = Run.open(run_dir)
-    table = _table(run, split, slides)
+    return score_table(run, _table(run, split, slides), split, memory=memory, quiet=quiet)
+
+
+def score_table(run: Run, table: pd.DataFrame, name: str, *, memory: str | None, quiet: bool) -> dict[str, Any]:
+    """Score the best checkpoint of a run on labelled files, and write what was found into the run, under a name.
+
+    Args:
+        run: the run.
+        table: rows of a cohort.
+        name: what the files are called; ``split`` in the result.
+        memory: as for `evaluate_run`.
+        quiet: likewise.
+
+    Raises:
+        RunError: there is no checkpoint; the run cannot be written; the disk is full.
+        SlideError: slides cannot be read: all of them together, and nothing is written.
+    """
     _check_writable(run)
     best = run.checkpoints.pointer("best")
     engine = _engine(run, table, memory, checkpoint=best.sha256)
@@ -63,7 +79,7 @@ def evaluate_run(
     def note(entry: Entry, error: WholeslideError) -> None:
         problems.extend(error.problems)
 
-    with progress_bar(f"evaluate {split}", len(table), quiet=quiet) as progress:
+    with progress_bar(f"evaluate {name}", len(table), quiet=quiet) as progress:
         final, by_stage = predict_slides(
             engine,
             table,
@@ -76,11 +92,11 @@ def evaluate_run(
     if problems:
         raise SlideError(problems)
     found = {
-        "split": split,
+        "split": name,
         "checkpoint_step": best.state.step,
         **_score(final, by_stage, run.classes, run.config.unit),
     }
-    _write(run, split, final, by_stage, found)
+    _write(run, name, final, by_stage, found)
     return found
 
 

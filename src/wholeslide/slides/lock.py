@@ -22,8 +22,10 @@ FILE_IS_TAKEN = "another process is writing this file"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of a folder for a block; the folder is made where it is missing.
+
+    With ``wait``, a process that is in a block of the folder already is waited for.
 
     The lock (``flock`` on a file in the folder) is the operating system's and ends with the process, however that ends:
     a file that a killed process left does not block.
@@ -31,7 +33,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another process is in a block of the same folder, or the folder cannot be written.
     """
-    with _alone(folder / LOCK_NAME, guarded=folder, what="another process is writing into this folder"):
+    what = "another process is writing into this folder"
+    with _alone(folder / LOCK_NAME, guarded=folder, what=what, wait=wait):
         yield
 
 
@@ -56,10 +59,10 @@ def lock_open_file(handle: int, path: Path) -> None:
 
 
 @contextmanager
-def _alone(lock: Path, *, guarded: Path, what: str) -> Iterator[None]:
+def _alone(lock: Path, *, guarded: Path, what: str, wait: bool = False) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = _locked(lock, guarded, what)
+        handle = _locked(lock, guarded, what, wait=wait)
     except OSError as error:
         raise cannot_write(guarded, error) from error
     try:
@@ -70,12 +73,12 @@ def _alone(lock: Path, *, guarded: Path, what: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path, guarded: Path, what: str) -> int:
+def _locked(path: Path, guarded: Path, what: str, *, wait: bool) -> int:
     """An open, locked handle of a file that is still there."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(handle, guarded, what)
+            _lock(handle, guarded, what, wait=wait)
         except BaseException:
             os.close(handle)
             raise
@@ -84,9 +87,9 @@ def _locked(path: Path, guarded: Path, what: str) -> int:
         os.close(handle)  # the process before removed it between our opening and our locking
 
 
-def _lock(handle: int, guarded: Path, what: str) -> None:
+def _lock(handle: int, guarded: Path, what: str, *, wait: bool = False) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in HELD:
             raise RunError.single(

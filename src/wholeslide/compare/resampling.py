@@ -1,0 +1,88 @@
+"""Several methods on the same resamples of the patients.
+
+Patients are drawn with replacement among those of the same fold and the same set of labels, as many as there are, so that every
+resample has each fold's number of patients of each class. All methods are scored on the same draws: differences between them are
+paired. The metrics are those of `wholeslide.metrics`, over all folds together; but an area under the ROC curve is taken on each
+fold and averaged, because folds are scored by different networks, whose probabilities need not be on one scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from wholeslide.metrics import METRICS, Scored, patient_counts, patient_strata
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """One method: each metric's value, and (resamples,) what it is on each resample, NaN where it is undefined."""
+
+    value: dict[str, float]
+    drawn: dict[str, np.ndarray]
+
+
+def bootstrap(
+    units: pd.DataFrame,
+    probabilities: Mapping[str, np.ndarray],
+    classes: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Resampled]:
+    """Every metric of every method, on the cohort and on the same resamples of its patients.
+
+    Args:
+        units: a row a unit (file, slide or patient), with columns ``patient, fold, label``.
+        probabilities: by method, (units, classes).
+        classes: the labels, in the order of the probabilities.
+        resamples: how many.
+        seed: of the draws.
+    """
+    truth = np.array([list(classes).index(label) for label in units["label"]], dtype=np.int64)
+    folds = rows_of_folds(units)
+    scored = {name: Scored(truth, found, tuple(classes)) for name, found in probabilities.items()}
+    patient_of_unit, strata = fold_strata(units)
+    rng = np.random.default_rng(seed)
+    chunks: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in scored}
+    for times in patient_counts(strata, resamples, rng, units=len(units)):
+        weights = times[:, patient_of_unit]
+        for name, method in scored.items():
+            chunks[name].append(_metrics(method, folds, weights))
+    once = np.ones((1, len(units)))
+    points = {name: _metrics(method, folds, once) for name, method in scored.items()}
+    return {
+        name: Resampled(
+            {metric: float(points[name][metric][0]) for metric in METRICS},
+            {metric: np.concatenate([chunk[metric] for chunk in chunks[name]]) for metric in METRICS},
+        )
+        for name in scored
+    }
+
+
+def rows_of_folds(units: pd.DataFrame) -> list[np.ndarray]:
+    """The positions of each fold's units."""
+    fold = units["fold"].to_numpy(dtype=str)
+    return [np.flatnonzero(fold == name) for name in np.unique(fold)]
+
+
+def fold_strata(units: pd.DataFrame) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The number of each unit's patient, (units,) int, and which patients may stand for each other: those of a fold and class."""
+    names, patient_of_unit = np.unique(units["patient"].to_numpy(dtype=str), return_inverse=True)
+    strata = []
+    for rows in rows_of_folds(units):
+        inside = units.iloc[rows]
+        numbers = np.searchsorted(names, np.unique(inside["patient"].to_numpy(dtype=str)))
+        strata += [numbers[members] for members in patient_strata(inside)]
+    return patient_of_unit, strata
+
+
+def _metrics(scored: Scored, folds: Sequence[np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """As `Scored.metrics`, but for the area under the ROC curve, which is averaged over folds."""
+    areas = [
+        Scored(scored.truth[rows], scored.probabilities[rows], scored.classes).auroc(weights[:, rows]) for rows in folds
+    ]
+    return {**scored.metrics(weights), "auroc": np.mean(areas, axis=0)}

@@ -1,0 +1,186 @@
+"""The numbers of a comparison: every method's with intervals, and the tests against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import pandas as pd
+
+from wholeslide.compare.cells import Cell, Record
+from wholeslide.compare.delong import DeLong, delong
+from wholeslide.compare.holm import holm
+from wholeslide.compare.paired import Difference, paired_difference
+from wholeslide.compare.predictions import Collected
+from wholeslide.compare.protocol import Protocol
+from wholeslide.compare.resampling import Resampled, bootstrap, fold_strata, rows_of_folds
+from wholeslide.metrics import METRICS, Unit, aggregate, percentiles
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value and its 95% interval, where there is one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method took: means of a training, the largest peak of memory, weights that are trained.
+
+    ``trainings`` are those that are finished. The peak is that of a GPU where there is one, else the resident memory.
+    """
+
+    trainings: int
+    train_seconds: float | None
+    test_seconds: float | None
+    peak_bytes: int | None
+    peak_device_bytes: int | None
+    trained_parameters: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. ``figures`` are by metric, and empty where ``reasons`` say why it is incomplete.
+
+    ``difference`` is that of the AUROC to the reference's, with ``p_holm`` corrected over all methods of the protocol; ``delong``
+    is there where its conditions hold.
+    """
+
+    method: str
+    reference: bool
+    cost: Cost
+    reasons: tuple[str, ...]
+    figures: Mapping[str, Figure]
+    difference: Difference | None = None
+    p_holm: float | None = None
+    delong: DeLong | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``units``, files and patients are those that are scored, and ``notes`` what limits the numbers."""
+
+    rows: tuple[Row, ...]
+    units: int
+    files: int
+    patients: int
+    notes: tuple[str, ...]
+
+
+def summarise(protocol: Protocol, folds: pd.DataFrame, cells: Sequence[Cell], collected: Collected) -> Summary:
+    """Score all complete methods on the same resamples of the patients."""
+    units, resampled = _resampled(protocol, folds, collected)
+    reference = resampled.get(protocol.reference)
+    others = [name for name in protocol.methods if name != protocol.reference]
+    differences = {
+        name: paired_difference(resampled[name], reference)
+        for name in others
+        if reference is not None and name in resampled
+    }
+    adjusted = holm({name: differences[name].p if name in differences else None for name in others})
+    classical = _delong_tests(protocol, folds, units, list(differences), collected)
+    rows = [
+        Row(
+            method=name,
+            reference=name == protocol.reference,
+            cost=_cost([cell.record for cell in cells if cell.method == name]),
+            reasons=tuple(collected.incomplete.get(name, ())),
+            figures=_figures(resampled[name]) if name in resampled else {},
+            difference=differences.get(name),
+            p_holm=adjusted.get(name),
+            delong=classical.get(name),
+        )
+        for name in protocol.methods
+    ]
+    return Summary(
+        rows=tuple(rows),
+        units=len(units),
+        files=len(folds),
+        patients=int(folds["patient"].nunique()),
+        notes=tuple(_notes(units, differences)),
+    )
+
+
+def _resampled(
+    protocol: Protocol, folds: pd.DataFrame, collected: Collected
+) -> tuple[pd.DataFrame, dict[str, Resampled]]:
+    """The units that are scored, with columns ``patient, fold, label``, and every complete method on their resamples."""
+    columns = [f"prob_{name}" for name in protocol.classes]
+    empty = folds.assign(**dict.fromkeys(columns, 0.0))
+    units = _units(empty, folds, protocol)
+    probabilities = {}
+    for name, table in collected.predictions.groupby("method", sort=False):
+        found = _units(table, folds, protocol)
+        assert found[["patient", "fold", "label"]].equals(units[["patient", "fold", "label"]])
+        probabilities[str(name)] = found[columns].to_numpy(dtype=float)
+    primary = protocol.facts["primary"]
+    resampled = bootstrap(units, probabilities, protocol.classes, resamples=primary["resamples"], seed=primary["seed"])
+    return units, resampled
+
+
+def _units(table: pd.DataFrame, folds: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+    """A row a unit, in the order of the cohort's files, with its fold."""
+    ordered = table.set_index("file").loc[folds["file"]].reset_index()
+    unit: Unit = protocol.facts["cohort"]["unit"]
+    units = aggregate(ordered, unit, protocol.classes)
+    return units.assign(fold=units["patient"].map(dict(zip(folds["patient"], folds["fold"], strict=True))))
+
+
+def _figures(resampled: Resampled) -> dict[str, Figure]:
+    found = {}
+    for metric in METRICS:
+        drawn = resampled.drawn[metric]
+        found[metric] = Figure(resampled.value[metric], *percentiles(drawn))
+    return found
+
+
+def _delong_tests(
+    protocol: Protocol, folds: pd.DataFrame, units: pd.DataFrame, methods: Sequence[str], collected: Collected
+) -> dict[str, DeLong | None]:
+    """DeLong's test of each method, for two classes and one slide a patient: it takes units as independent."""
+    one_each = folds["slide"].nunique() == folds["patient"].nunique() == len(units)
+    if len(protocol.classes) != 2 or not one_each:
+        return {}
+    positive = protocol.classes[1]
+    scores = {
+        name: _units(collected.predictions[collected.predictions["method"] == name], folds, protocol)[
+            f"prob_{positive}"
+        ].to_numpy(dtype=float)
+        for name in [protocol.reference, *methods]
+        if name not in collected.incomplete
+    }
+    truth = (units["label"] == positive).to_numpy()
+    rows = rows_of_folds(units)
+    return {name: delong(truth, scores[name], scores[protocol.reference], rows) for name in methods}
+
+
+def _cost(records: Sequence[Record]) -> Cost:
+    """Of the trainings that are finished."""
+    done = [record for record in records if record.state == "finished"]
+    devices = [record.peak_device_bytes for record in done if record.peak_device_bytes is not None]
+    weights = [record.trained_parameters for record in done if record.trained_parameters is not None]
+    return Cost(
+        trainings=len(done),
+        train_seconds=mean(record.train_seconds for record in done) if done else None,
+        test_seconds=mean(record.test_seconds for record in done) if done else None,
+        peak_bytes=max((record.peak_bytes for record in done), default=None),
+        peak_device_bytes=max(devices, default=None),
+        trained_parameters=max(weights, default=None),
+    )
+
+
+def _notes(units: pd.DataFrame, differences: Mapping[str, Difference]) -> list[str]:
+    strata = fold_strata(units)[1]
+    alone = sum(len(patients) == 1 for patients in strata)
+    notes = []
+    if alone:
+        what = "groups of patients of one fold and class have one member, always drawn: the intervals are too narrow"
+        notes.append(f"{alone} of {len(strata)} {what}")
+    undefined = max((found.undefined for found in differences.values()), default=0)
+    if undefined:
+        notes.append(f"up to {undefined} resamples without a class in some fold are left out of a test")
+    return notes
