@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from wholeslide.bench.environment import machine
 from wholeslide.compare.cells import Case, Record
 from wholeslide.compare.meter import Meter
-from wholeslide.compare.protocol import NAME
+from wholeslide.compare.predictions import read_predictions
+from wholeslide.compare.protocol import Protocol
 from wholeslide.errors import Problem, WholeslideError
 from wholeslide.metrics import LOWER_IS_BETTER, score
 from wholeslide.predict import evaluate_run
@@ -73,7 +72,7 @@ def _run(case: Case, tools: Tools, meter: Meter) -> Record:
         validation = [_validated(training, case.classes, tools) for training in case.trainings[1:] and case.trainings]
     chosen = choose(validation, case.trainings[0].monitor)
     run = case.trainings[chosen].out
-    assert (cell.out / NAME).is_file(), "test scores without a protocol"
+    Protocol.read(cell.out)  # no test score without a protocol
     begun = time.monotonic()
     tools.evaluate(run, "test")
     seconds = time.monotonic() - begun
@@ -93,8 +92,7 @@ def _run(case: Case, tools: Tools, meter: Meter) -> Record:
 def _validated(training: TrainConfig, classes: tuple[str, ...], tools: Tools) -> dict[str, float | None]:
     """The selection metric and the loss of a setting on its validation fold."""
     tools.evaluate(training.out, "valid")
-    path = training.out / "predictions" / "valid.csv"
-    predictions = pd.read_csv(path, dtype={"label": str}, keep_default_na=False, float_precision="round_trip")
+    predictions = read_predictions(training.out / "predictions" / "valid.csv")
     names = dict.fromkeys((training.monitor, "loss"))
     found = {name: score(predictions, classes, training.unit, name) for name in names}
     return {name: None if math.isnan(value) else value for name, value in found.items()}

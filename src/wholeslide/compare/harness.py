@@ -64,6 +64,8 @@ def compare(config: CompareConfig, *, worker: Worker = in_child) -> Comparison:
     cells = grid(protocol, out)
     _train(cells[share::shares], config, protocol, worker)
     with alone_in(out, wait=True):
+        protocol = Protocol.read(out)  # others may have added methods
+        cells = grid(protocol, out)
         collected = collect(cells, folds.cohort.table, protocol.classes)
         summary = summarise(protocol, folds.cohort.table, cells, collected)
         _write(out, protocol, summary, collected)

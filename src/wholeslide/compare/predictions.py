@@ -54,14 +54,15 @@ def collect(cells: Sequence[Cell], folds: pd.DataFrame, classes: Sequence[str]) 
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """A table of predictions as it was written: names as text, probabilities bit by bit.
+    """A table of predictions as it was written: names as text, probabilities bit by bit, NaN where one is empty.
 
     Raises:
         RunError: it is not there, or is none.
     """
-    text = dict.fromkeys(["method", "fold", *NAMES, "prediction"], str)
     try:
-        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={}, float_precision="round_trip")
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        columns = [str(name) for name in table if str(name).startswith("prob_")]
+        return table.assign(**{name: [float(text or "nan") for text in table[name]] for name in columns})
     except FileNotFoundError:
         raise RunError.single("not finished", where=str(path), remedy="call compare again") from None
     except (OSError, ValueError) as error:
@@ -92,10 +93,9 @@ def _read(cell: Cell, expected: pd.DataFrame, columns: list[str]) -> pd.DataFram
     found = found.set_index("file").loc[wanted].reset_index()
     if not found[NAMES].equals(expected.astype(dict.fromkeys(NAMES, str))):
         raise _damaged(cell.predictions_path, "its slides, patients or labels are not those of the folds")
-    values = found[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    if not np.isfinite(values).all():
+    if not np.isfinite(found[columns].to_numpy()).all():
         raise _damaged(cell.predictions_path, "there are probabilities that are no numbers")
-    return found[[*NAMES]].assign(**dict(zip(columns, values.T, strict=True)))
+    return found[[*NAMES, *columns]]
 
 
 def _with_prediction(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
