@@ -1,4 +1,4 @@
-"""What the tests of comparisons share: a cohort of empty files, and methods that know more or less of the truth, without training."""
+"""What tests of comparisons share: a cohort of empty files, and methods that know more or less of the truth, untrained."""
 
 from __future__ import annotations
 
@@ -38,9 +38,13 @@ def write_cohort(folder: Path, count: int = 30, *, classes: str = "ab", header: 
     return path
 
 
-def config(manifest: Path, out: Path, *methods: str, train: dict[str, Any] | None = None, **options: Any) -> CompareConfig:
+def config(
+    manifest: Path, out: Path, *methods: str, train: dict[str, Any] | None = None, **options: Any
+) -> CompareConfig:
     """A comparison with few resamples."""
-    training = TrainConfig(manifest=manifest, slides=manifest.parent, out=out, mpp="native", quiet=True, **(train or {}))
+    training = TrainConfig(
+        manifest=manifest, slides=manifest.parent, out=out, mpp="native", quiet=True, **(train or {})
+    )
     asked: dict[str, Any] = {"folds": 3, "resamples": 100, **options}
     return CompareConfig(methods=methods or ("max", "abmil"), train=training, **asked)
 
@@ -92,7 +96,9 @@ class Fake:
             powers = np.exp(logits) / np.exp(logits).sum()
             names = {key: row[key] for key in ("file", "slide", "patient", "label")}
             chosen = cohort.classes[int(powers.argmax())]
-            rows.append({**names, "prediction": chosen, **{f"prob_{c}": p for c, p in zip(cohort.classes, powers, strict=True)}})
+            rows.append(
+                {**names, "prediction": chosen, **{f"prob_{c}": p for c, p in zip(cohort.classes, powers, strict=True)}}
+            )
         predictions = pd.DataFrame(rows)
         (run / "predictions").mkdir(exist_ok=True)
         predictions.to_csv(run / "predictions" / f"{split}.csv", index=False)

@@ -33,10 +33,19 @@ def asked(**options: Any) -> Any:
         ({"cells": "3/2"}, "not a share (--cells 3/2): give I/N with I from 1 to N, or slurm"),
         ({"overrides": {"dsmil": {"lr": 1}}}, "dsmil is none of the methods (--overrides): choose among max, abmil"),
         ({"overrides": {"max": {"rate": 1}}}, "rate is no option of train (--overrides, max): see"),
-        ({"overrides": {"max": {"unit": "file"}}}, "unit is the same for every method (--overrides, max): leave it out"),
+        (
+            {"overrides": {"max": {"unit": "file"}}},
+            "unit is the same for every method (--overrides, max): leave it out",
+        ),
         ({"overrides": {"max": {"lr": -1.0}}}, "-1.0 is no learning rate (--lr): give a positive number"),
-        ({"grid": {"all": [{"lr": 1.0}, {"fold": 1}]}}, "fold is the same for every method (--grid, all): leave it out"),
-        ({"grid": {"max": [{"lr": 1.0}, {"lr": 2.0}]}}, "unequal budgets: max 2, abmil 1 (--grid): give every method as"),
+        (
+            {"grid": {"all": [{"lr": 1.0}, {"fold": 1}]}},
+            "fold is the same for every method (--grid, all): leave it out",
+        ),
+        (
+            {"grid": {"max": [{"lr": 1.0}, {"lr": 2.0}]}},
+            "unequal budgets: max 2, abmil 1 (--grid): give every method as",
+        ),
         ({"train": {"fold": 1}}, "a comparison chooses this itself (--fold): leave it out"),
         ({"train": {"patch": 1}}, "1 is too small (--patch)"),
     ],
@@ -83,12 +92,28 @@ def test_the_tasks_of_an_array_take_every_share_once(first: int, last: int, step
 
 
 def test_outside_an_array_slurm_is_refused() -> None:
-    with pytest.raises(ConfigError, match=re.escape("this is no task of a SLURM array (--cells slurm): submit it with")):
+    with pytest.raises(
+        ConfigError, match=re.escape("this is no task of a SLURM array (--cells slurm): submit it with")
+    ):
         share_of("slurm", {"SLURM_ARRAY_TASK_ID": "3"})
 
 
 def test_the_command_line_takes_trains_options_but_those_that_it_sets() -> None:
-    words = "labels.csv --slides s --out o --methods max,local-k2 --epochs 3 --unit file --seeds 2".split()
+    words = [
+        "labels.csv",
+        "--slides",
+        "s",
+        "--out",
+        "o",
+        "--methods",
+        "max,local-k2",
+        "--epochs",
+        "3",
+        "--unit",
+        "file",
+        "--seeds",
+        "2",
+    ]
     found = parse(load("compare"), words)
     assert isinstance(found, CompareArguments)
     assert found.compare.methods == ("max", "local-k2")
@@ -104,7 +129,7 @@ def test_options_of_single_methods_are_read_from_a_file_and_typed(tmp_path: Path
     (tmp_path / "c.yaml").write_text(
         "overrides:\n  max:\n    lr: 1e-4\n    loggers: [csv]\ngrid:\n  all:\n  - first-stride: 2\n  - epochs: 4\n"
     )
-    words = "labels.csv --slides s --out o --methods max".split()
+    words = ["labels.csv", "--slides", "s", "--out", "o", "--methods", "max"]
     raw = parse(load("compare"), [*words, "--config", str(tmp_path / "c.yaml")]).compare
     found = typed(raw)
     assert found.overrides == {"max": {"lr": 1e-4, "loggers": ("csv",)}}

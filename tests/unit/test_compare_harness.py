@@ -117,7 +117,9 @@ def test_the_comma_separated_table_reads_back_in_full(done: Path) -> None:
 def test_hashes_of_the_split_are_published(done: Path) -> None:
     table = pd.read_csv(done / "folds.csv", dtype=str)
     protocol = json.loads((done / "protocol.json").read_text())
-    lines = sorted(json.dumps(list(row)) + "\n" for row in table[["file", "patient", "label", "fold"]].itertuples(index=False))
+    lines = sorted(
+        json.dumps(list(row)) + "\n" for row in table[["file", "patient", "label", "fold"]].itertuples(index=False)
+    )
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()
     assert protocol["facts"]["folds"]["sha256"] == expected
     assert expected in (done / "table.md").read_text()
@@ -226,7 +228,8 @@ def test_a_method_that_fails_is_told_and_leaves_the_others_going(manifest: Path,
     assert table.loc["abmil", "reasons"].startswith("abmil, fold 0, seed 0: it does not train; abmil, fold 1")
     assert table.loc["clam-sb", "p_holm"] == pytest.approx(2 * table.loc["clam-sb", "p"])  # abmil is still to come
     assert "| abmil: incomplete | –" in (tmp_path / "out" / "table.md").read_text()
-    assert "abmil is incomplete: abmil, fold 0, seed 0: it does not train (and 2 more)" in (tmp_path / "out" / "table.md").read_text()
+    told = "abmil is incomplete: abmil, fold 0, seed 0: it does not train (and 2 more)"
+    assert told in (tmp_path / "out" / "table.md").read_text()
     assert set(read_predictions(tmp_path / "out" / "predictions.csv")["method"]) == {"max", "clam-sb"}
     again = compare(asked, worker=Fake().work)
     assert again.failed == ()
@@ -244,9 +247,15 @@ def test_without_the_reference_nothing_is_tested(manifest: Path, tmp_path: Path)
     [
         (lambda rows: rows[:-1], "1 of 10 files are not predicted, and 0 rows are too many"),
         (lambda rows: [*rows, rows[-1]], "0 of 10 files are not predicted, and 1 rows are too many"),
-        (lambda rows: [*rows[:-1], re.sub(r",[ab],", ",c,", rows[-1], count=1)], "its slides, patients or labels are not"),
+        (
+            lambda rows: [*rows[:-1], re.sub(r",[ab],", ",c,", rows[-1], count=1)],
+            "its slides, patients or labels are not",
+        ),
         (lambda rows: [*rows[:-1], rows[-1].rsplit(",", 1)[0] + ","], "there are probabilities that are no numbers"),
-        (lambda rows: [rows[0].replace("prob_a", "prob_c"), *rows[1:]], "columns prob_a, prob_c are lacking or too many"),
+        (
+            lambda rows: [rows[0].replace("prob_a", "prob_c"), *rows[1:]],
+            "columns prob_a, prob_c are lacking or too many",
+        ),
     ],
 )
 def test_predictions_that_are_not_those_of_the_fold(
@@ -295,7 +304,9 @@ def test_classes_and_slides_decide_whether_delong_is_there(tmp_path: Path) -> No
     assert "p (DeLong)" not in (tmp_path / "out3" / "table.md").read_text()
     twice = write_cohort(tmp_path / "twice", header=",slide", column=",slide{n}")
     text = twice.read_text()
-    twice.write_text(re.sub(r"(s(\d+)\.png),p\d+,(\w),", lambda m: f"{m[1]},q{int(m[2]) // 4}{m[3]},{m[3]},{m[3]}", text))
+    twice.write_text(
+        re.sub(r"(s(\d+)\.png),p\d+,(\w),", lambda m: f"{m[1]},q{int(m[2]) // 4}{m[3]},{m[3]},{m[3]}", text)
+    )
     found = compare(config(twice, tmp_path / "out2"), worker=Fake().work)
     assert (found.summary.files, found.summary.patients, found.summary.units) == (30, 16, 16)
     assert found.summary.rows[1].delong is None
@@ -333,7 +344,9 @@ def test_folds_of_the_manifest_are_taken_as_they_are(tmp_path: Path) -> None:
 
 def test_a_class_that_a_fold_lacks_is_refused(tmp_path: Path) -> None:
     manifest = write_cohort(tmp_path / "folds", count=12, header=",fold", column=",{n}")
-    text = re.sub(r",(\w),(\d+)$", lambda m: f",{m[1]},{int(m[2]) % 3 if m[1] == 'a' else 0}", manifest.read_text(), flags=re.M)
+    text = re.sub(
+        r",(\w),(\d+)$", lambda m: f",{m[1]},{int(m[2]) % 3 if m[1] == 'a' else 0}", manifest.read_text(), flags=re.M
+    )
     manifest.write_text(text)
     with pytest.raises(CohortError, match=r"class 'b' has no test file \(testing on fold 1\)"):
         compare(config(manifest, tmp_path / "out", folds=None), worker=Fake().work)

@@ -87,7 +87,9 @@ def assert_paired(draw: Bootstrap) -> None:
     near[[0, 1]] = one[[1, 0]]
     found = draw(units, {"one": one, "alike": alike, "near": near}, "ab", resamples=200, seed=0)
     assert not np.abs(found["alike"].drawn["auroc"] - found["one"].drawn["auroc"]).any()
-    assert np.std(found["near"].drawn["auroc"] - found["one"].drawn["auroc"]) < 0.4 * np.std(found["one"].drawn["auroc"])
+    assert np.std(found["near"].drawn["auroc"] - found["one"].drawn["auroc"]) < 0.4 * np.std(
+        found["one"].drawn["auroc"]
+    )
 
 
 def test_methods_are_scored_on_the_same_resamples() -> None:
