@@ -110,5 +110,10 @@ def seeded(draws: Draws, device: torch.device) -> Iterator[None]:
     """A block whose dropout is drawn by a slide's own draws; torch's generators are then as they were."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(draws.rng("dropout").integers(2**63)))
+        seed = int(draws.rng("dropout").integers(2**63))
+        torch.default_generator.manual_seed(
+            seed
+        )  # not torch.manual_seed: for each seed, it records where it was called
+        if devices:
+            torch.cuda.manual_seed(seed)
         yield

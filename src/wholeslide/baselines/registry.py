@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -145,11 +147,17 @@ def _load_installed() -> None:
     import wholeslide.baselines.published  # noqa: F401  ours come first
 
     problems: list[Problem] = []
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in _installed(tuple(sys.path)):
         if point.value not in _loaded:
             problems += _load_point(point)
     if problems:
         raise ConfigError(problems)
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points below ``sys.path``: found once for each, since that reads the metadata of all that is installed."""
+    return tuple(entry_points(group=ENTRY_POINTS))
 
 
 def _load_point(point: EntryPoint) -> list[Problem]:

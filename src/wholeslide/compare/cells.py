@@ -74,6 +74,7 @@ class Record:
     Attributes:
         state: ``finished`` where its test fold is predicted; ``failed`` for the reasons in ``problems``.
         train_seconds: wall time of training, all settings and all resumes together.
+        cpu_seconds: time of all cores of the process for it, which other work on the machine hardly changes.
         test_seconds: wall time of predicting the test fold.
         peak_bytes: the most resident memory while training, with that of its processes.
         peak_device_bytes: the most memory reserved on a GPU; nothing without one.
@@ -87,6 +88,7 @@ class Record:
 
     state: State = "begun"
     train_seconds: float = 0.0
+    cpu_seconds: float = 0.0
     test_seconds: float = 0.0
     peak_bytes: int = 0
     peak_device_bytes: int | None = None

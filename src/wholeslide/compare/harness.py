@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wholeslide.baselines.registry import method_info
 from wholeslide.compare.cells import Case, Cell, Record, case_of, grid
 from wholeslide.compare.config import CompareConfig, share_of
 from wholeslide.compare.folds import Folds
@@ -140,6 +141,10 @@ def notes_of(protocol: Protocol, summary: Summary) -> list[str]:
         f"Every method: {len(protocol.seeds)} training(s) and {settings} setting(s) a fold, chosen by validation "
         f"{facts['selection']['metric']} alone. Training time is the mean of a training with all its settings.",
     ]
+    if sum(method_info(name).kind == "bags" for name in protocol.methods) > 1:
+        notes.append(
+            "Features of patches are made once a fold and kept: of the methods that take them, the first pays for them."
+        )
     for amendment in protocol.amendments:
         added = (
             f"methods {', '.join(amendment['methods'])}" if "methods" in amendment else "other versions of the software"

@@ -16,7 +16,7 @@ PERIOD_SECONDS = 15.0
 
 
 class Meter:
-    """Adds the wall time of a block to a record, and its peaks of memory, all while it runs.
+    """Adds the wall time of a block and that of its cores to a record, and its peaks of memory, all while it runs.
 
     The resident peak is that of the process since it began; a cell has one of its own.
     """
@@ -29,7 +29,7 @@ class Meter:
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def __enter__(self) -> Meter:
-        self._begun = time.monotonic()
+        self._begun, self._cpu_begun = time.monotonic(), time.process_time()
         self._workers.__enter__()
         self._thread.start()
         return self
@@ -51,6 +51,7 @@ class Meter:
         self.record = replace(
             before,
             train_seconds=before.train_seconds + time.monotonic() - self._begun,
+            cpu_seconds=before.cpu_seconds + time.process_time() - self._cpu_begun,
             peak_bytes=max(before.peak_bytes, status_bytes("VmHWM") + self._workers.peak_bytes),
             peak_device_bytes=_device_peak(before.peak_device_bytes),
         )

@@ -36,6 +36,7 @@ class Cost:
 
     trainings: int
     train_seconds: float | None
+    cpu_seconds: float | None
     test_seconds: float | None
     peak_bytes: int | None
     peak_device_bytes: int | None
@@ -166,6 +167,7 @@ def _cost(records: Sequence[Record]) -> Cost:
     return Cost(
         trainings=len(done),
         train_seconds=mean(record.train_seconds for record in done) if done else None,
+        cpu_seconds=mean(record.cpu_seconds for record in done) if done else None,
         test_seconds=mean(record.test_seconds for record in done) if done else None,
         peak_bytes=max((record.peak_bytes for record in done), default=None),
         peak_device_bytes=max(devices, default=None),

@@ -98,6 +98,7 @@ def _record(row: Row) -> dict[str, object]:
         "p_holm": row.p_holm,
         "delong_p": classical.p if classical else None,
         "train_seconds": row.cost.train_seconds,
+        "cpu_seconds": row.cost.cpu_seconds,
         "test_seconds": row.cost.test_seconds,
         "peak_bytes": row.cost.peak_bytes,
         "peak_device_bytes": row.cost.peak_device_bytes,
