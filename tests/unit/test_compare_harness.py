@@ -22,7 +22,7 @@ from wholeslide.compare.predictions import read_predictions
 from wholeslide.errors import CohortError, RunError
 
 RESULTS = ("predictions.csv", "table.csv", "table.md", "table.tex", "results.json")
-TIMES = ["train_seconds", "test_seconds", "peak_bytes"]
+TIMES = ["train_seconds", "cpu_seconds", "test_seconds", "peak_bytes"]
 
 
 @pytest.fixture(scope="module")
