@@ -87,7 +87,7 @@ class Fake:
         assert (asked.manifest.parent / "protocol.json").is_file(), "scores without a protocol"
         self.scored.append((str(run.relative_to(asked.manifest.parent)), split))
         cohort = read_cohort(asked.manifest, asked.slides)
-        table = split_by_fold(cohort, asked.fold).split(split)
+        table = split_by_fold(cohort, asked.fold, asked.valid_fold).split(split)
         rows = []
         for row in table.to_dict("records"):
             seed = zlib.crc32(f"{asked.method} {asked.seed} {asked.lr} {row['file']}".encode())

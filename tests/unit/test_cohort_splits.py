@@ -155,6 +155,15 @@ def test_each_fold_is_tested_once_and_validated_once() -> None:
     assert sorted(tested) == sorted(validated) == sorted(folds.table["file"])
 
 
+def test_another_fold_than_the_next_validates_if_asked() -> None:
+    folds = fold_cohort(cohort_of(["a", "b"] * 12), folds=4)
+    split = split_by_fold(folds, 1, 0)
+    assert [set(split.split(name)["fold"]) for name in ("test", "valid", "train")] == [{"1"}, {"0"}, {"2", "3"}]
+    for valid in (1, 4):
+        with pytest.raises(CohortError, match=rf"no fold {valid} to validate on \(folds 0, 1, 2, 3\)"):
+            split_by_fold(folds, 1, valid)
+
+
 def test_folds_that_cannot_be_tested() -> None:
     cohort = cohort_of(["a", "b"] * 6)
     with pytest.raises(CohortError, match=r"no column 'fold' \(manifest\)"):

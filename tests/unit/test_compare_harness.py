@@ -20,6 +20,7 @@ from sklearn.metrics import roc_auc_score
 from wholeslide.compare.harness import Comparison, compare
 from wholeslide.compare.predictions import read_predictions
 from wholeslide.errors import CohortError, RunError
+from wholeslide.metrics import score
 
 RESULTS = ("predictions.csv", "table.csv", "table.md", "table.tex", "results.json")
 TIMES = ["train_seconds", "cpu_seconds", "test_seconds", "peak_bytes"]
@@ -294,6 +295,28 @@ def test_validation_alone_chooses_the_setting_and_the_test_fold_is_asked_once(ma
     aurocs = [found["auroc"] for found in record["validation"]]
     assert aurocs[1] == max(aurocs) == 1.0
     assert "3 setting(s) a fold, chosen by validation auroc alone" in (out / "table.md").read_text()
+
+
+def test_nested_folds_choose_by_the_mean_and_test_by_all_of_the_chosen(manifest: Path, tmp_path: Path) -> None:
+    fake, out = Fake(), tmp_path / "out"
+    grid = {"all": [{"lr": 1e-4}, {"lr": 0.05}]}
+    compare(config(manifest, out, "max", folds=3, grid=grid, nested=True), worker=fake.work)
+    validated = [run for run, split in fake.scored if split == "valid"]
+    names = [f"seed-0-point-{point}-valid-{fold}" for point in (0, 1) for fold in (1, 2)]
+    assert validated[:4] == [f"cells/max/fold-0/{name}" for name in names]
+    tested = [run for run, split in fake.scored if split == "test"]
+    chosen = {"fold-0": (1, 2), "fold-1": (2, 0), "fold-2": (0, 1)}
+    assert tested == [f"cells/max/{fold}/seed-0-point-1-valid-{v}" for fold, both in chosen.items() for v in both]
+    runs = [out / name / "predictions" for name in tested[:2]]
+    one, other = (read_predictions(path / "test.csv").set_index("file")["prob_b"] for path in runs)
+    found = read_predictions(out / "cells/max/fold-0/seed-0.csv").set_index("file")
+    np.testing.assert_allclose(found["prob_b"], (one + other.loc[one.index]) / 2, rtol=1e-12)
+    assert list(found["prediction"]) == ["ab"[int(value > 0.5)] for value in found["prob_b"]]
+    record = json.loads((out / "cells/max/fold-0/seed-0.json").read_text())
+    scores = [read_predictions(out / "cells/max/fold-0" / name / "predictions/valid.csv") for name in names[:2]]
+    expected = np.mean([score(table, ("a", "b"), "patient", "auroc") for table in scores])
+    assert record["validation"][0]["auroc"] == pytest.approx(expected)
+    assert "each of the other folds validated in turn" in (out / "table.md").read_text()
 
 
 def test_classes_and_slides_decide_whether_delong_is_there(tmp_path: Path) -> None:

@@ -54,11 +54,11 @@ def fold_cohort(cohort: Cohort, *, folds: int, group: str = "patient", seed: int
     return Cohort(table=table, classes=cohort.classes, slides_dir=cohort.slides_dir)
 
 
-def split_by_fold(cohort: Cohort, fold: int) -> Cohort:
-    """Tests on one fold, validates on the next, trains on the others.
+def split_by_fold(cohort: Cohort, fold: int, valid: int | None = None) -> Cohort:
+    """Tests on one fold, validates on ``valid`` or else on the next, trains on the others.
 
     Raises:
-        CohortError: no column ``fold``, files that it leaves out, fewer than three folds, or no such fold.
+        CohortError: no column ``fold``, files that it leaves out, fewer than three folds, or no such folds.
     """
     if "fold" not in cohort.table:
         raise CohortError([Problem("no column 'fold'", "manifest", "draw one with `wholeslide split --folds`")])
@@ -69,8 +69,19 @@ def split_by_fold(cohort: Cohort, fold: int) -> Cohort:
     if len(names) < 3 or str(fold) not in names:
         remedy = "testing, validating and training take three folds or more"
         raise CohortError([Problem(f"no fold {fold} to test on", f"folds {', '.join(names)}", remedy)])
-    at = names.index(str(fold))
-    roles = {names[at]: "test", names[(at + 1) % len(names)]: "valid"}
+    following = names[(names.index(str(fold)) + 1) % len(names)]
+    validating = following if valid is None else str(valid)
+    if validating not in names or validating == str(fold):
+        raise CohortError(
+            [
+                Problem(
+                    f"no fold {validating} to validate on",
+                    f"folds {', '.join(names)}",
+                    "choose another than the tested",
+                )
+            ]
+        )
+    roles = {str(fold): "test", validating: "valid"}
     table = cohort.table.assign(split=cohort.table["fold"].map(roles).fillna("train"))
     return Cohort(table=table, classes=cohort.classes, slides_dir=cohort.slides_dir)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from wholeslide.bench.environment import machine
 from wholeslide.compare.cells import Case, Record
@@ -67,21 +71,22 @@ def run_cell(case: Case, tools: Tools | None = None) -> Record:
 def _run(case: Case, tools: Tools, meter: Meter) -> Record:
     cell = case.cell
     with meter:
-        for training in case.trainings:
+        for training in chain(*case.trainings):
             tools.train(training)
-        validation = [_validated(training, case.classes, tools) for training in case.trainings[1:] and case.trainings]
-    chosen = choose(validation, case.trainings[0].monitor)
-    run = case.trainings[chosen].out
+        validation = [_validated(setting, case.classes, tools) for setting in case.trainings[1:] and case.trainings]
+    chosen = choose(validation, case.trainings[0][0].monitor)
+    runs = [training.out for training in case.trainings[chosen]]
     Protocol.read(cell.out)  # no test score without a protocol
     begun = time.monotonic()
-    tools.evaluate(run, "test")
+    for run in runs:
+        tools.evaluate(run, "test")
     seconds = time.monotonic() - begun
-    write_atomically(cell.predictions_path, (run / "predictions" / "test.csv").read_bytes())
+    write_atomically(cell.predictions_path, _averaged(runs, case.classes))
     return replace(
         meter.record,
         state="finished",
         test_seconds=seconds,
-        trained_parameters=tools.parameters(run),
+        trained_parameters=tools.parameters(runs[0]),
         chosen=chosen,
         validation=validation,
         versions=current_versions(),
@@ -89,13 +94,30 @@ def _run(case: Case, tools: Tools, meter: Meter) -> Record:
     )
 
 
-def _validated(training: TrainConfig, classes: tuple[str, ...], tools: Tools) -> dict[str, float | None]:
-    """The selection metric and the loss of a setting on its validation fold."""
-    tools.evaluate(training.out, "valid")
-    predictions = read_predictions(training.out / "predictions" / "valid.csv")
-    names = dict.fromkeys((training.monitor, "loss"))
-    found = {name: score(predictions, classes, training.unit, name) for name in names}
-    return {name: None if math.isnan(value) else value for name, value in found.items()}
+def _validated(setting: Sequence[TrainConfig], classes: tuple[str, ...], tools: Tools) -> dict[str, float | None]:
+    """The selection metric and the loss of a setting, their means over its validating folds; nothing where one is undefined."""
+    monitor, unit = setting[0].monitor, setting[0].unit
+    found: dict[str, list[float]] = {monitor: [], "loss": []}
+    for training in setting:
+        tools.evaluate(training.out, "valid")
+        predictions = read_predictions(training.out / "predictions" / "valid.csv")
+        for name, values in found.items():
+            values.append(score(predictions, classes, unit, name))
+    means = {name: fmean(values) for name, values in found.items()}
+    return {name: None if math.isnan(value) else value for name, value in means.items()}
+
+
+def _averaged(runs: Sequence[Path], classes: tuple[str, ...]) -> bytes:
+    """The test predictions of runs as one table: the same where there is one run, else with the mean probabilities."""
+    paths = [run / "predictions" / "test.csv" for run in runs]
+    if len(paths) == 1:
+        return paths[0].read_bytes()
+    tables = [read_predictions(path) for path in paths]
+    columns = [f"prob_{name}" for name in classes]
+    mean = np.mean([table.set_index("file").loc[tables[0]["file"], columns].to_numpy() for table in tables], axis=0)
+    chosen = np.asarray(classes, dtype=object)[mean.argmax(axis=1)]
+    table = tables[0].assign(prediction=chosen, **dict(zip(columns, mean.T, strict=True)))
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def choose(validation: list[dict[str, float | None]], monitor: str) -> int:

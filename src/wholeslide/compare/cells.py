@@ -1,6 +1,7 @@
 """The trainings of a comparison: each method on each fold with each seed, and what their folders tell of them.
 
-``cells/<method>/fold-<fold>/seed-<seed>`` is an ordinary run directory (with ``-point-<n>`` where several settings are tried).
+``cells/<method>/fold-<fold>/seed-<seed>`` is an ordinary run directory (with ``-point-<n>`` where several settings are tried, and
+``-valid-<fold>`` where several folds validate in turn).
 Beside it stand ``seed-<seed>.json``, the record; ``.csv``, the predictions of the test fold; ``.log``, what was said.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wholeslide.compare.config import CompareConfig
+from wholeslide.compare.config import CompareConfig, Point
 from wholeslide.compare.protocol import FOLDS_NAME, Protocol
 from wholeslide.errors import Problem, RunError
 from wholeslide.train.checkpoint import disk_errors, write_atomically
@@ -39,11 +40,11 @@ class Cell:
         """The run directory, and what the files beside it are named after."""
         return self.out / "cells" / self.method / f"fold-{self.fold}" / f"seed-{self.seed}"
 
-    def runs(self, settings: int) -> list[Path]:
-        """The run directory of each setting that is tried."""
-        if settings == 1:
-            return [self.run]
-        return [self.run.with_name(f"{self.run.name}-point-{number}") for number in range(settings)]
+    def runs(self, settings: int, validating: Sequence[int]) -> list[list[Path]]:
+        """The run directories of each setting that is tried, one for each validating fold."""
+        points = [f"-point-{number}" for number in range(settings)] if settings > 1 else [""]
+        folds = [f"-valid-{fold}" for fold in validating] if len(validating) > 1 else [""]
+        return [[self.run.with_name(f"{self.run.name}{point}{fold}") for fold in folds] for point in points]
 
     @property
     def record_path(self) -> Path:
@@ -80,7 +81,7 @@ class Record:
         peak_device_bytes: the most memory reserved on a GPU; nothing without one.
         trained_parameters: of the network that was chosen.
         chosen: number of the setting that validation chose.
-        validation: of each setting the selection metric and the loss on the validation fold, where there are several.
+        validation: of each setting the selection metric and the loss on the validating folds, their mean, where there are several.
         versions: of the software.
         machine: what it was trained on.
         problems: what, where, remedy.
@@ -136,15 +137,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Case:
-    """What a cell's process is given: the options of each setting, and what decides between them."""
+    """What a cell's process is given: the trainings of each setting, one a validating fold, and what decides between them."""
 
     cell: Cell
-    trainings: tuple[TrainConfig, ...]
+    trainings: tuple[tuple[TrainConfig, ...], ...]
     classes: tuple[str, ...]
 
     def to_json(self) -> str:
         cell = {**dataclasses.asdict(self.cell), "out": str(self.cell.out)}
-        trainings = [training.to_dict() for training in self.trainings]
+        trainings = [[training.to_dict() for training in setting] for setting in self.trainings]
         return json.dumps({"cell": cell, "trainings": trainings, "classes": self.classes})
 
     @classmethod
@@ -152,7 +153,10 @@ class Case:
         """The inverse of :meth:`to_json`."""
         values = json.loads(text)
         cell = Cell(**{**values["cell"], "out": Path(values["cell"]["out"])})
-        trainings = (replace(TrainConfig.from_dict(found), resume=True) for found in values["trainings"])
+        trainings = (
+            tuple(replace(TrainConfig.from_dict(found), resume=True) for found in setting)
+            for setting in values["trainings"]
+        )
         return cls(cell, tuple(trainings), tuple(values["classes"]))
 
 
@@ -168,19 +172,25 @@ def grid(protocol: Protocol, out: Path) -> list[Cell]:
 
 def case_of(cell: Cell, config: CompareConfig, protocol: Protocol) -> Case:
     """How a cell is trained: its method's options, on the folds of the comparison, going on where it was left."""
-    points = config.points(cell.method)
-    trainings = [
-        replace(
+    points, validating = config.points(cell.method), protocol.validating(cell.fold)
+
+    def training(point: Point, fold: int, run: Path) -> TrainConfig:
+        return replace(
             config.train_config(cell.method, point),
             manifest=cell.out / FOLDS_NAME,
             out=run,
             features_cache=config.train.features_cache or cell.out / "features",
             fold=int(cell.fold),
+            valid_fold=fold if len(validating) > 1 else None,
             seed=cell.seed,
             on_unreadable="stop",
             resume=True,
             quiet=True,
         ).with_absolute_paths()
-        for point, run in zip(points, cell.runs(len(points)), strict=True)
-    ]
+
+    runs = cell.runs(len(points), validating)
+    trainings = (
+        tuple(training(point, fold, run) for fold, run in zip(validating, of_point, strict=True))
+        for point, of_point in zip(points, runs, strict=True)
+    )
     return Case(cell, tuple(trainings), protocol.classes)

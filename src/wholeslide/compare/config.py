@@ -19,7 +19,7 @@ FOLDS = 5
 ALL = "all"
 """In ``grid``, stands for every method that is not named there."""
 
-OWN = frozenset({"method", "fold", "fractions", "splits_csv", "resume"})
+OWN = frozenset({"method", "fold", "valid_fold", "fractions", "splits_csv", "resume"})
 """Options of ``train`` that a comparison sets itself, and does not take."""
 ALIKE = OWN | {"manifest", "slides", "out", "seed", "unit", "group", "monitor", "on_unreadable", "quiet"}
 """Options that are the same for every method: neither ``overrides`` nor ``grid`` may set them."""
@@ -40,6 +40,8 @@ class CompareConfig:
         reference: The method that the others are tested against; left out: the first.
         folds: Number of folds, drawn as by `wholeslide split --folds`; left out: those of the manifest's column fold, or 5.
         seeds: How often each method is trained on each fold; probabilities are averaged over the trainings.
+        nested: Let each of the other folds validate in turn: a setting is chosen by its mean over them, and its networks'
+            probabilities are averaged. Left out: the next fold validates.
         resamples: Bootstrap resamples of the patients, for intervals and tests.
         cells: Which trainings this process takes care of: I/N for the I-th of N shares, slurm for the share of a task of a
             SLURM array. Left out: all that no other process has in work.
@@ -52,6 +54,7 @@ class CompareConfig:
     reference: str | None = None
     folds: int | None = None
     seeds: int = 1
+    nested: bool = False
     resamples: int = 10_000
     cells: str | None = None
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)

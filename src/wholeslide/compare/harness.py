@@ -16,7 +16,7 @@ from wholeslide.compare.folds import Folds
 from wholeslide.compare.launch import Ending, in_child
 from wholeslide.compare.picture import draw
 from wholeslide.compare.predictions import Collected, collect
-from wholeslide.compare.protocol import DESIGN, Protocol, freeze, protocol_hash
+from wholeslide.compare.protocol import Protocol, freeze, protocol_hash
 from wholeslide.compare.summary import Summary, summarise
 from wholeslide.compare.tables import comma_separated, latex, markdown
 from wholeslide.slides.lock import alone_in
@@ -88,8 +88,9 @@ def protocol_lines(protocol: Protocol, folds: Folds) -> list[str]:
         labels = ", ".join(f"{name} {count}" for name, count in part["labels"].items())
         lines.append(f"  fold {part['fold']}: {part['files']} files of {part['patients']} patients ({labels})")
     trainings = len(protocol.methods) * len(folds.names) * len(protocol.seeds)
-    tried = facts["selection"]["settings"]
+    tried, validating = facts["selection"]["settings"], len(protocol.validating(folds.names[0]))
     each = f" of {tried} settings each" if tried > 1 else ""
+    each += f" on {validating} validating folds each" if validating > 1 else ""
     lines.append(f"{trainings} trainings{each}: {', '.join(protocol.methods)}; reference {protocol.reference}")
     return lines
 
@@ -132,7 +133,7 @@ def notes_of(protocol: Protocol, summary: Summary) -> list[str]:
     facts = protocol.facts
     settings = facts["selection"]["settings"]
     notes = [
-        f"{summary.files} files of {summary.patients} patients; {summary.units} {protocol.unit}s are scored. {DESIGN}",
+        f"{summary.files} files of {summary.patients} patients; {summary.units} {protocol.unit}s are scored. {facts['design']}",
         f"Split: SHA-256 {facts['folds']['sha256']}. Protocol frozen {protocol.frozen}.",
         f"In brackets: 95% intervals over {facts['primary']['resamples']} resamples of the patients within fold and class. "
         "AUROC is averaged over folds, all else is taken over all folds together.",

@@ -32,6 +32,10 @@ NAME, FOLDS_NAME = "protocol.json", "folds.csv"
 DESIGN = (
     "Each fold is tested by a network that the next fold validated (after the last, the first) and the others trained."
 )
+NESTED = (
+    "Each fold is tested by networks that each of the other folds validated in turn and the rest trained; their probabilities are "
+    "averaged, and settings are chosen by the mean over the validating folds."
+)
 CHOICE = "highest (of a loss, lowest), ties by the lower validation loss, then by the earlier"
 TEST = (
     "Two-sided paired bootstrap of the difference in AUROC to the reference, the AUROC averaged over folds; patients are drawn "
@@ -78,6 +82,12 @@ class Protocol:
     @property
     def folds(self) -> list[str]:
         return [str(part["fold"]) for part in self.facts["folds"]["parts"]]
+
+    def validating(self, fold: str) -> list[int]:
+        """The folds that validate where one is tested, one after another."""
+        at, count = self.folds.index(fold), len(self.folds)
+        later = [int(self.folds[(at + step) % count]) for step in range(1, count)]
+        return later if self.facts["design"] == NESTED else later[:1]
 
     def to_json(self) -> bytes:
         """As it is written."""
@@ -197,7 +207,7 @@ def _facts(config: CompareConfig, folds: Folds, reference: str) -> dict[str, Any
             "group": train.group,
             "excluded": list(folds.excluded),
         },
-        "design": DESIGN,
+        "design": NESTED if config.nested else DESIGN,
         "folds": folds.facts(),
         "seeds": list(range(train.seed, train.seed + config.seeds)),
         "selection": {

@@ -85,6 +85,7 @@ class TrainConfig:
         group: Column whose values are never cut by a split.
         fold: Number of the fold that is tested; the next one validates, the others train. For a manifest with a column
             fold, as `wholeslide split --folds` writes it.
+        valid_fold: Number of the fold that validates, in place of the one after --fold.
         fractions: Shares of the training, validation and test split, drawn if the manifest has no split.
         seed: Seed of every draw: the split, new layers, the order of slides, augmentation, regions, dropout.
         on_unreadable: stop at slides that are missing or cannot be read, or exclude and list them.
@@ -160,6 +161,7 @@ class TrainConfig:
     unit: Literal["patient", "slide", "file"] = "patient"
     group: str = "patient"
     fold: int | None = None
+    valid_fold: int | None = None
     fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     seed: int = 0
     on_unreadable: Literal["stop", "exclude"] = "stop"

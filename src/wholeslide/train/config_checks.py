@@ -19,6 +19,7 @@ _LEAST = {
     "weight_decay": 0,
     "prefetch_bytes": 0,
     "fold": 0,
+    "valid_fold": 0,
 }
 
 
@@ -54,6 +55,10 @@ def _range_problems(config: TrainConfig) -> list[Problem]:
     problems = too_small(config, _LEAST)
     if config.fold is not None and config.splits_csv is not None:
         problems.append(Problem("two splits are asked for", "--fold and --splits-csv", "give one of the two"))
+    if config.valid_fold is not None and config.valid_fold == config.fold:
+        problems.append(Problem("it is tested", f"--valid-fold {config.valid_fold}", "give another than --fold"))
+    if config.valid_fold is not None and config.fold is None:
+        problems.append(Problem("no fold is tested", "--valid-fold", "give --fold, too"))
     for name in ("lr", "head_lr"):
         rate = getattr(config, name)
         if rate is not None and not rate > 0:

@@ -269,7 +269,7 @@ def _read_cohort(config: TrainConfig) -> Cohort:
     keep_missing = config.on_unreadable == "exclude"  # left out with what cannot be read
     cohort = read_cohort(config.manifest, config.slides, splits_csv=config.splits_csv, keep_missing=keep_missing)
     if config.fold is not None:
-        return split_by_fold(cohort, config.fold)
+        return split_by_fold(cohort, config.fold, config.valid_fold)
     if "fold" in cohort.table and not cohort.has_splits:
         raise CohortError.single(
             "there are folds, but no fold to test on is chosen",
