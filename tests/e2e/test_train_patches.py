@@ -108,7 +108,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("method", "kills"),
-    [("mil-rnn", (1, 3, 2)), ("mil-rnn", (4, 1)), ("finetuned-patch+abmil", (2, 3)), ("finetuned-patch+abmil", (5, 2))],
+    [("mil-rnn", (1, 3, 2)), ("finetuned-patch+abmil", (2, 3))],
 )
 def test_a_run_that_was_killed_ends_in_the_same_weights(
     method: str,
@@ -137,18 +137,16 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(
     assert_same_end(asked.out, whole(method).path)
 
 
-@methods
 def test_reading_ahead_changes_nothing(
-    method: str, manifest: Path, tmp_path: Path, whole: Callable[[str], Run], monkeypatch: pytest.MonkeyPatch
+    manifest: Path, tmp_path: Path, whole: Callable[[str], Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PatchView, "prefetch", lambda *_: None)
-    train(config(manifest, tmp_path / "run", method))
-    assert_same_end(tmp_path / "run", whole(method).path)
+    train(config(manifest, tmp_path / "run"))
+    assert_same_end(tmp_path / "run", whole("mil-rnn").path)
 
 
-@methods
-def test_the_seed_decides(method: str, manifest: Path, tmp_path: Path, whole: Callable[[str], Run]) -> None:
-    other, whole_run = train(config(manifest, tmp_path / "run", method, seed=1)), whole(method)
+def test_the_seed_decides(manifest: Path, tmp_path: Path, whole: Callable[[str], Run]) -> None:
+    other, whole_run = train(config(manifest, tmp_path / "run", seed=1)), whole("mil-rnn")
     assert not any(
         torch.equal(value, weights(whole_run)[name]) for name, value in weights(other, "aggregator.").items()
     )
@@ -158,7 +156,7 @@ def decided_by_one_patch(folder: Path) -> Path:
     """Images of nine patches of noise; in those of class b one of them, somewhere, is greener."""
     folder.mkdir()
     rng, rows = np.random.default_rng(0), ["file,patient,label,split"]
-    for index, split in enumerate(["train"] * 24 + ["valid"] * 8 + ["test"] * 16):
+    for index, split in enumerate(["train"] * 16 + ["valid"] * 4 + ["test"] * 16):
         pixels = rng.integers(100, 156, size=(96, 96, 3), dtype=np.uint8)
         if index % 2:
             row, column = rng.integers(0, 3, size=2) * 32
@@ -172,11 +170,11 @@ def decided_by_one_patch(folder: Path) -> Path:
 @methods
 def test_one_patch_that_decides_is_found(method: str, tmp_path: Path) -> None:
     manifest = decided_by_one_patch(tmp_path / "slides")
-    options: dict[str, Any] = {"patch": 32, "epochs": 10, "accumulate": 2, "lr": 1e-3, "optimizer": "adam"}
+    options: dict[str, Any] = {"patch": 32, "epochs": 5, "accumulate": 1, "lr": 1e-3, "optimizer": "adam"}
     run = train(config(manifest, tmp_path / "run", method, **options))
     for split in ("train", "test"):
-        found = evaluate_run(run.path, split)
-        assert found["auroc"]["value"] >= 0.95, (split, found["auroc"], found["stages"])
+        found = [part["auroc"]["value"] for part in evaluate_run(run.path, split)["stages"]]
+        assert min(found) >= 0.95, (split, found)
 
 
 @methods

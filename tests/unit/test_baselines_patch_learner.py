@@ -62,6 +62,14 @@ def network(rule: PatchRule, classes: int = 2, class_weights: list[float] | None
     return PatchNetwork(encoder, nn.Linear(WIDTH, classes), aggregator, rule, class_weights=class_weights)
 
 
+def layers(of: PatchNetwork) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """Of the encoder."""
+    convolution, norm = of.encoder.backbone.get_submodule("0"), of.encoder.backbone.get_submodule("1")
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return convolution, norm
+
+
 @pytest.fixture
 def view_for(slide: Path, tmp_path: Path) -> MakeView:
     caches: dict[PatchNetwork, BagCache] = {}
@@ -94,7 +102,7 @@ def plainly_encoded(of: PatchNetwork, patches: list[np.ndarray]) -> Tensor:
     """(N, D), by the formulas: pixels of mean 0 and deviation 1, the layers with fixed statistics, the mean over cells."""
     x_nchw = torch.stack([torch.tensor(patch / 255).permute(2, 0, 1) for patch in patches]).float()
     x_nchw = (x_nchw - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    convolution, norm, _ = of.encoder.backbone  # type: ignore[misc]
+    convolution, norm = layers(of)
     x_nchw = F.conv2d(x_nchw, convolution.weight, convolution.bias, stride=4)
     x_nchw = F.batch_norm(x_nchw, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False)
     return F.relu(x_nchw).mean(dim=(2, 3))
@@ -211,7 +219,7 @@ def test_features_are_kept_when_the_encoder_is_trained_and_not_before(
     learner.step(view_for(model), 1, DRAWS, stages={1})
     with torch.no_grad():
         for parameter in model.encoder.parameters():
-            parameter *= 2
+            parameter.mul_(2)
     after = learner.predict(view_for(model))
     assert not np.allclose(before, after)
     learner.step(view_for(model), 1, DRAWS, stages={2})
@@ -235,7 +243,7 @@ def test_what_each_part_trains() -> None:
     fixed = PatchNetwork(
         model.encoder, model.patch_classifier, model.aggregator, RANKED, class_weights=None, freeze_norm_affine=True
     )
-    convolution, norm, _ = model.encoder.backbone  # type: ignore[misc]
+    convolution, norm = layers(model)
     assert set(fixed.backbone_parameters(1)) == set(convolution.parameters())
     assert not any(parameter.requires_grad for parameter in norm.parameters())
 
