@@ -156,7 +156,7 @@ def decided_by_one_patch(folder: Path) -> Path:
     """Images of nine patches of noise; in those of class b one of them, somewhere, is greener."""
     folder.mkdir()
     rng, rows = np.random.default_rng(0), ["file,patient,label,split"]
-    for index, split in enumerate(["train"] * 16 + ["valid"] * 4 + ["test"] * 16):
+    for index, split in enumerate(["train"] * 24 + ["valid"] * 4 + ["test"] * 16):
         pixels = rng.integers(100, 156, size=(96, 96, 3), dtype=np.uint8)
         if index % 2:
             row, column = rng.integers(0, 3, size=2) * 32
@@ -170,7 +170,14 @@ def decided_by_one_patch(folder: Path) -> Path:
 @methods
 def test_one_patch_that_decides_is_found(method: str, tmp_path: Path) -> None:
     manifest = decided_by_one_patch(tmp_path / "slides")
-    options: dict[str, Any] = {"patch": 32, "epochs": 5, "accumulate": 1, "lr": 1e-3, "optimizer": "adam"}
+    options: dict[str, Any] = {
+        "patch": 32,
+        "epochs": 8,
+        "accumulate": 1,
+        "lr": 2e-3,
+        "optimizer": "adam",
+        "monitor": "auroc",
+    }
     run = train(config(manifest, tmp_path / "run", method, **options))
     for split in ("train", "test"):
         found = [part["auroc"]["value"] for part in evaluate_run(run.path, split)["stages"]]

@@ -25,7 +25,7 @@ PUBLISHED = {
     "dsmil": Recipe(optimizer="adam", lr=1e-4, weight_decay=1e-3, betas=(0.5, 0.9), epochs=50, lr_schedule="cosine"),
     "transmil": Recipe(optimizer="radam-lookahead", lr=2e-4, weight_decay=1e-5, epochs=200),
     "mil-rnn": Recipe(
-        optimizer="sgd-nesterov", lr=0.1, weight_decay=1e-4, betas=(0.9, 0.999), epochs=100, accumulate=16
+        optimizer="sgd-nesterov", lr=0.1, weight_decay=1e-4, betas=(0.9, 0.999), epochs=100, accumulate=128
     ),
 }
 

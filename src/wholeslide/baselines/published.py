@@ -154,7 +154,7 @@ register(
         home=f"{_ROOM}.recurrent:RecurrentMIL",
         recipes=(
             Recipe(lr=1e-4, weight_decay=1e-4, accumulate=8, epochs=20),
-            Recipe(optimizer="sgd-nesterov", lr=0.1, weight_decay=1e-4, accumulate=16),
+            Recipe(optimizer="sgd-nesterov", lr=0.1, weight_decay=1e-4, accumulate=128),
         ),
         patches=PatchRule(taught=1, highest=10),
     )
