@@ -97,6 +97,10 @@ class Trainer:
         return [self.state.stage] if self.state.stage else list(range(1, self.network.depth + 1))
 
     @property
+    def _recipe(self) -> Recipe:
+        return self.config.recipe(self.state.stage or 1)
+
+    @property
     def stage_done(self) -> bool:
         """Whether the epochs of the stages being trained are over, or no longer improve them."""
         patience = self.config.patience
@@ -153,7 +157,6 @@ class Trainer:
     def _begin(self, state: LoopState) -> None:
         """Train from a state on; the weights are the network's."""
         self.state = state
-        self._recipe: Recipe = self.config.recipe(state.stage or 1)  # once: installed packages are searched for it
         self.optimizer = build_optimizer(self.network, self.config, state.stage or None)
         self.rates = RateSchedule(self.config, state.rate, stage=state.stage or 1)
         self.rates.apply(self.optimizer)
