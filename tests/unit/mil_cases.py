@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "clam-mb": {"width": 16, "attention_width": 8},
     "dsmil": {"query_width": 8},
     "transmil": {"width": 16, "heads": 2, "landmarks": 8},
+    "mil-rnn": {"state_width": 8},
 }
 """Options that make each method small."""
 WITH_ATTENTION = {"abmil": 1, "gabmil": 1, "clam-sb": 1, "clam-mb": 3, "dsmil": 3, "transmil": 1}

@@ -12,7 +12,7 @@ from mil_cases import SMALL, WITH_ATTENTION, bag, small
 from wholeslide.baselines.pooling import Pooling
 from wholeslide.baselines.registry import method_info, method_names
 
-BY_ORDER = ("transmil",)
+BY_ORDER = ("transmil", "mil-rnn")
 
 
 @pytest.mark.parametrize(("how", "pooled"), [("max", (4.0, 3.0)), ("average", (2.0, -1.0))])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -23,6 +24,9 @@ PUBLISHED = {
     "clam-mb": Recipe(optimizer="adam", lr=2e-4, weight_decay=1e-5, epochs=200),
     "dsmil": Recipe(optimizer="adam", lr=1e-4, weight_decay=1e-3, betas=(0.5, 0.9), epochs=50, lr_schedule="cosine"),
     "transmil": Recipe(optimizer="radam-lookahead", lr=2e-4, weight_decay=1e-5, epochs=200),
+    "mil-rnn": Recipe(
+        optimizer="sgd-nesterov", lr=0.1, weight_decay=1e-4, betas=(0.9, 0.999), epochs=100, accumulate=128
+    ),
 }
 
 
@@ -52,11 +56,14 @@ def test_the_page_lists_every_method_with_its_citation_and_settings() -> None:
     listed = re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)
     assert listed == method_names()
     for name in listed:
-        info, recipe = method_info(name), method_info(name).recipes[0]
+        info = method_info(name)
         row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
         assert info.citation in row
-        settings = f"{recipe.optimizer}, {recipe.lr:g}, {recipe.weight_decay:g}, {recipe.epochs}, {recipe.lr_schedule}"
-        assert settings in row
+        settings = [
+            f"{part.optimizer}, {part.lr:g}, {part.weight_decay:g}, {part.epochs}, {part.lr_schedule}, {part.accumulate}"
+            for part in info.recipes
+        ]
+        assert f"| {'; then '.join(settings)} |" in row
 
 
 def test_every_method_can_be_made() -> None:
@@ -73,6 +80,13 @@ def test_a_name_belongs_to_one_method() -> None:
         register(replace(known, summary="another"))
     with pytest.raises(ConfigError, match="there is a method of this name already"):
         register(MethodInfo(name="local-k4", summary="", citation="", kind="stages"))
+
+
+@pytest.mark.parametrize("kind", ["bags", "patches"])
+def test_each_part_needs_its_recipe(kind: Literal["bags", "patches"]) -> None:
+    recipes = (Recipe(),) if kind == "patches" else (Recipe(), Recipe())
+    with pytest.raises(ConfigError, match=rf"{len(recipes)} recipes, where its kind '{kind}' is trained in"):
+        register(replace(MINE, kind=kind, recipes=recipes))
 
 
 def test_an_unknown_method_is_answered_with_the_known() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 
-from wholeslide.baselines.bag import Bag
+from wholeslide.baselines.bag import Bag, Fact
 from wholeslide.baselines.encoder import PatchEncoder
 from wholeslide.baselines.extraction import bag_key, bag_of, encoding_of
 from wholeslide.baselines.feature_files import read_bag, write_bag
@@ -22,15 +23,22 @@ class BagCache:
     """Encodes slides, each once, however many processes and runs share the folder.
 
     Args:
-        encoder: from :func:`~wholeslide.baselines.encoder.build_encoder`.
+        encoder: from :func:`~wholeslide.baselines.encoder.build_encoder`; its weights do not change after the first slide.
         least_tissue: the part of a patch that has to be tissue.
         folder: where files are kept; ``None`` keeps none.
     """
 
     def __init__(self, encoder: PatchEncoder, *, least_tissue: float, folder: Path | None) -> None:
         self._encoder, self._least_tissue, self._folder = encoder, least_tissue, folder
-        self._encoding = encoding_of(encoder, least_tissue)
         self._files: dict[Path, Path] = {}
+
+    @cached_property
+    def _encoding(self) -> dict[str, Fact]:
+        return encoding_of(self._encoder, self._least_tissue)
+
+    def holds(self, path: Path) -> bool:
+        """Whether a slide's features are kept already, so that it need not be opened."""
+        return path in self._files
 
     def bag(self, path: Path, open_slide: Callable[[], WorkingSlide]) -> Bag:
         """The features of a slide's patches of tissue.

@@ -68,8 +68,8 @@ class PatchEncoder(nn.Module):
         features: Tensor = self.backbone(patches_bchw)
         return features.float().mean(dim=(2, 3)) if features.dim() == 4 else features.float()
 
-    def to_input(self, patches_bhwc: Pixels) -> Tensor:
-        """Pixels, (B, s, s, 3), normalised: (B, 3, s, s), channels last in memory."""
+    def to_input(self, patches_bhwc: Pixels | npt.NDArray[np.float32]) -> Tensor:
+        """Pixels from 0 to 255, (B, s, s, 3), normalised: (B, 3, s, s), channels last in memory."""
         return normalised(torch.from_numpy(patches_bhwc).to(self.pixel_mean.device), self.pixel_mean, self.pixel_std)
 
     @torch.inference_mode()
@@ -111,8 +111,8 @@ class PatchEncoder(nn.Module):
 
 
 def normalised(patches_bhwc: Tensor, pixel_mean: Tensor, pixel_std: Tensor) -> Tensor:
-    """uint8, (B, h, w, 3), to (B, 3, h, w) in fp32, channels last in memory."""
-    return patches_bhwc.to(torch.float32).sub_(255 * pixel_mean).div_(255 * pixel_std).permute(0, 3, 1, 2)
+    """From 0 to 255, (B, h, w, 3), to (B, 3, h, w) in fp32, channels last in memory."""
+    return patches_bhwc.to(torch.float32, copy=True).sub_(255 * pixel_mean).div_(255 * pixel_std).permute(0, 3, 1, 2)
 
 
 def build_encoder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wholeslide.baselines.registry import MethodInfo, Recipe, register
+from wholeslide.baselines.registry import MethodInfo, PatchRule, Recipe, register
 
 _ROOM = "wholeslide.baselines"
 _LOCAL = (
@@ -24,6 +24,11 @@ _DSMIL = (
 _TRANSMIL = (
     "Shao, Bian, Chen, Wang, Zhang, Ji & Zhang: TransMIL: Transformer based Correlated Multiple Instance Learning for Whole Slide "
     "Image Classification. NeurIPS 2021, arXiv:2106.00908"
+)
+_RECURRENT = (
+    "Campanella, Hanna, Geneslaw, Miraflor, Werneck Krauss Silva, Busam, Brogi, Reuter, Klimstra & Fuchs: Clinical-grade "
+    "computational pathology using weakly supervised deep learning on whole slide images. Nature Medicine 2019, "
+    "doi:10.1038/s41591-019-0508-1"
 )
 
 _STAGES = Recipe(
@@ -138,5 +143,29 @@ register(
         kind="bags",
         home=f"{_ROOM}.transmil:TransMIL",
         recipes=(Recipe(optimizer="radam-lookahead", lr=2e-4, weight_decay=1e-5, epochs=200),),
+    )
+)
+register(
+    MethodInfo(
+        name="mil-rnn",
+        summary="An encoder trained on each slide's highest-scoring patch, then a recurrent network over the ten highest.",
+        citation=_RECURRENT,
+        kind="patches",
+        home=f"{_ROOM}.recurrent:RecurrentMIL",
+        recipes=(
+            Recipe(lr=1e-4, weight_decay=1e-4, accumulate=8, epochs=20),
+            Recipe(optimizer="sgd-nesterov", lr=0.1, weight_decay=1e-4, accumulate=128),
+        ),
+        patches=PatchRule(taught=1, highest=10),
+    )
+)
+register(
+    MethodInfo(
+        name="finetuned-patch+abmil",
+        summary="An encoder trained on patches drawn from each slide, which share its label, then attention over all: a control.",
+        citation=_ATTENTION,
+        kind="patches",
+        home=f"{_ROOM}.attention:AttentionMIL",
+        recipes=(Recipe(optimizer="adamw", lr=1e-4, weight_decay=1e-4, accumulate=4, epochs=10), _BY_ATTENTION),
     )
 )

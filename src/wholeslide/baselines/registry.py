@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 from wholeslide.errors import ConfigError, Problem
 
-Kind = Literal["stages", "bags"]
-"""What a method sees of a slide: all of its pixels, or the features of its patches."""
+Kind = Literal["stages", "bags", "patches"]
+"""What a method sees of a slide: all of its pixels, the features of its patches, or these patches, to train their encoder."""
 Optimizer = Literal["adamw", "adam", "radam-lookahead", "sgd-nesterov"]
 RateDecay = Literal["plateau", "multistep", "cosine", "constant"]
 
 ENTRY_POINTS = "wholeslide.methods"
 """The group of entry points in which installed packages name the modules that register methods."""
+_PARTS: dict[Kind, int] = {"stages": 1, "bags": 1, "patches": 2}
 _STAGES = re.compile(r"local-k([1-9]\d*)")
 
 
@@ -52,6 +53,25 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchRule:
+    """Which of a slide's patches a method takes that trains an encoder on them.
+
+    Attributes:
+        taught: most patches of a slide that the encoder learns from at a step: the highest-scoring, or drawn ones.
+        highest: how many patches the classifier of the slide is given, the highest-scoring first; nothing where patches are
+            not ranked, and it is given all.
+    """
+
+    taught: int = 16
+    highest: int | None = None
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it matters how high a patch scores."""
+        return self.highest is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodInfo:
     """A method.
 
@@ -60,9 +80,11 @@ class MethodInfo:
         summary: what it is, in a sentence.
         citation: who published it, where.
         kind: what it sees of a slide.
-        home: ``module:Class`` of what is trained; nothing for the kind ``stages``.
+        home: ``module:Class`` of what is trained; nothing for the kind ``stages``; for the kind ``patches`` it is the second part.
         options: what the class is made with, beside the width of the features and the number of classes.
-        recipes: its published settings, of each part where a method's parts are trained one after another.
+        recipes: its published settings, of each part where a method's parts are trained one after another, as the two of the
+            kind ``patches`` are: the encoder, then the classifier of slides.
+        patches: which patches are taken, for the kind ``patches``.
     """
 
     name: str
@@ -72,6 +94,7 @@ class MethodInfo:
     home: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     recipes: tuple[Recipe, ...] = (Recipe(),)
+    patches: PatchRule = PatchRule()
 
     @property
     def parts(self) -> int:
@@ -103,12 +126,18 @@ def register(info: MethodInfo) -> MethodInfo:
     """Add a method. Registering the same once more changes nothing.
 
     Raises:
-        ConfigError: there is another one of this name.
+        ConfigError: there is another one of this name; there are settings for a part that the kind has not, or none for one.
     """
     taken = _STAGES.fullmatch(info.name) is not None or _methods.get(info.name, info) != info
     if taken:
         raise ConfigError.single(
             "there is a method of this name already", where=f"method {info.name!r}", remedy="give it another name"
+        )
+    if info.parts != _PARTS[info.kind]:
+        raise ConfigError.single(
+            f"{info.parts} recipes, where its kind {info.kind!r} is trained in {_PARTS[info.kind]} parts",
+            where=f"method {info.name!r}",
+            remedy="give one for each part",
         )
     _methods[info.name] = info
     return info

@@ -9,11 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from wholeslide.baselines.bag_cache import BagCache
 from wholeslide.baselines.bag_learner import BagLearner, BagNetwork, BagView
 from wholeslide.baselines.encoder import PatchEncoder, build_encoder
 from wholeslide.baselines.feature_files import check_width, read_bag
+from wholeslide.baselines.patch_learner import PatchLearner, PatchNetwork
+from wholeslide.baselines.patch_view import PatchView
 from wholeslide.baselines.registry import Kind, method_info
 from wholeslide.cohort.files import is_feature_file
 from wholeslide.draws import Draws
@@ -183,12 +186,86 @@ class BagSource:
         if self.bags is None:
             bag = read_bag(entry.path)
             check_width(bag, self.feature_width, entry.path)
-        elif is_feature_file(entry.path):
-            what, remedy = "a file of features, where the run has an encoder of its own", "give the slide itself"
-            raise FeatureError.single(what, where=str(entry.path), remedy=remedy)
         else:
+            _refuse_features(entry)
             bag = self.bags.bag(entry.path, lambda: open_slide_of(entry, self.slide_config, self.cache))
         return BagView(bag.features_nd)
+
+
+class PatchesMethod:
+    """An encoder that is trained on patches of slides, and then a classifier of a slide's features."""
+
+    plans = False
+
+    def network(self, config: TrainConfig, subject: Subject, *, pretrained: bool) -> PatchNetwork:
+        info = method_info(config.method)
+        encoder, width = built_encoder(config, subject, pretrained=pretrained)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            patch_classifier = nn.Linear(width, subject.classes)
+            aggregator = info.load()(width, subject.classes, **info.options)
+        return PatchNetwork(
+            encoder,
+            patch_classifier,
+            aggregator,
+            info.patches,
+            class_weights=subject.class_weights,
+            freeze_norm_affine=config.freeze_norm_affine,
+        )
+
+    def settled(self, config: TrainConfig, network: StagedNetwork) -> TrainConfig:
+        assert isinstance(network, PatchNetwork)
+        return replace(config, precision=network.encoder.execution.precision)
+
+    def learner(
+        self, config: TrainConfig, network: StagedNetwork, plan: Plan | None, device: torch.device
+    ) -> PatchLearner:
+        assert isinstance(network, PatchNetwork)
+        return PatchLearner(network, device)
+
+    def source(
+        self, config: TrainConfig, subject: Subject, network: StagedNetwork, slides: SlideConfig, kept: Path | None
+    ) -> PatchSource:
+        assert isinstance(network, PatchNetwork)
+        assert subject.tissue is not None
+        bags = BagCache(network.encoder, least_tissue=config.least_tissue, folder=kept)
+        return PatchSource(slides, config, bags, subject.tissue.mean_grey)
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """Opens slides as patches; ``bags`` keep their features once the encoder is trained.
+
+    ``mean_grey`` is the training tissue's, in [0, 1].
+    """
+
+    slide_config: SlideConfig
+    config: TrainConfig
+    bags: BagCache
+    mean_grey: float
+
+    def open(self, entry: Entry, draws: Draws | None = None) -> PatchView:
+        """A slide's patches. What is drawn is drawn by whoever trains on them.
+
+        Raises:
+            FeatureError: it is a file of features.
+        """
+        _refuse_features(entry)
+        return PatchView(
+            entry.path,
+            lambda: open_slide_of(entry, self.slide_config, self.config.cache),
+            self.bags,
+            patch_px=self.config.patch,
+            least_tissue=self.config.least_tissue,
+            augmentation=self.config.augmentation_config(),
+            mean_grey=self.mean_grey,
+        )
+
+
+def _refuse_features(entry: Entry) -> None:
+    if is_feature_file(entry.path):
+        what, remedy = "a file of features, where the run has an encoder of its own", "give the slide itself"
+        raise FeatureError.single(what, where=str(entry.path), remedy=remedy)
 
 
 def built_encoder(config: TrainConfig, subject: Subject, *, pretrained: bool) -> tuple[PatchEncoder, int]:
@@ -208,7 +285,7 @@ def built_encoder(config: TrainConfig, subject: Subject, *, pretrained: bool) ->
     return encoder, encoder.encode(np.zeros((1, config.patch, config.patch, 3), np.uint8)).shape[1]
 
 
-_KINDS: dict[Kind, Method] = {"stages": StagesMethod(), "bags": BagsMethod()}
+_KINDS: dict[Kind, Method] = {"stages": StagesMethod(), "bags": BagsMethod(), "patches": PatchesMethod()}
 
 
 def method_of(config: TrainConfig) -> Method:
