@@ -2,9 +2,12 @@
 
 Patients are drawn with replacement among those of the same fold and the same set of labels. That leaves few of each, two of a
 class in a fold of six, so the draws are rescaled: k − 1 of k patients, each counting k / (k − 1), so that every class keeps its
-weight in each fold, and the spread is not understated (`patient_counts`). All methods are scored on the same draws: differences
-between them are paired. The metrics are those of `wholeslide.metrics`, over all folds together; but an area under the ROC curve is
-taken on each fold and averaged, because folds are scored by different networks, whose probabilities need not be on one scale.
+weight in each fold, and the spread is not understated (`patient_counts`). Of simulated cohorts with 2 to 12 patients of a class in
+a fold, and methods that are equally good, 2 to 4% then have p < 0.05; without it 4 to 14% have.
+
+All methods are scored on the same draws: differences between them are paired. The metrics are those of `wholeslide.metrics`, over
+all folds together; but an area under the ROC curve is taken on each fold and averaged, because folds are scored by different
+networks, whose probabilities need not be on one scale.
 
 The networks are held fixed: how much another training would differ is not in any spread here.
 """

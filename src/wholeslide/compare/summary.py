@@ -224,6 +224,14 @@ def _notes(protocol: Protocol, units: pd.DataFrame, resampled: Mapping[str, Resa
     flat = [name for name, found in resampled.items() if len(found.drawn["auroc"]) and not np.ptp(found.drawn["auroc"])]
     if flat:
         yield f"the AUROC of {', '.join(flat)} is the same on every resample: its interval has no width, which is not certainty"
+    raised = [
+        name
+        for name, found in resampled.items()
+        if (low := percentiles(found.drawn["calibration_error"])[0]) is not None
+        and found.value["calibration_error"] < low
+    ]
+    if raised:
+        yield f"the calibration error of {', '.join(raised)} is below its interval: the noise of a resample only adds to it"
     if len(protocol.seeds) > 1:
         what = f"probabilities are averaged over the {len(protocol.seeds)} trainings of a fold before they are scored"
         yield f"{what}; each training's own scores are in results.json"
