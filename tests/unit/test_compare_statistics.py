@@ -55,8 +55,9 @@ def test_areas_of_resamples_are_those_of_scikit_learn_on_repeated_rows(classes: 
     drawn = bootstrap(units, {"m": found}, "abc"[:classes], resamples=40, seed=7)["m"]
     truth = np.array(["abcd".index(label) for label in units["label"]])
     patient_of_unit, strata = fold_strata(units)
-    (times,) = patient_counts(strata, 40, np.random.default_rng(7), units=len(units))
-    for number, weights in enumerate(times[:, patient_of_unit].astype(int)):
+    (times,) = patient_counts(strata, 40, np.random.default_rng(7), units=len(units), rescaled=True)
+    draws = np.rint(times * (1 - 1 / len(strata[0]))).astype(int)  # of strata of one size
+    for number, weights in enumerate(draws[:, patient_of_unit]):
         rows = [np.repeat(inside, weights[inside]) for inside in rows_of_folds(units)]
         assert drawn.drawn["auroc"][number] == pytest.approx(np.mean([area(truth[r], found[r]) for r in rows]))
         together = np.concatenate(rows)
@@ -69,11 +70,11 @@ def test_areas_of_resamples_are_those_of_scikit_learn_on_repeated_rows(classes: 
 def test_patients_are_drawn_within_fold_and_class_and_with_all_their_files() -> None:
     units = cohort(30, classes=3, folds=2, files=2)
     patient_of_unit, strata = fold_strata(units)
-    (times,) = patient_counts(strata, 50, np.random.default_rng(0), units=len(units))
+    (times,) = patient_counts(strata, 50, np.random.default_rng(0), units=len(units), rescaled=True)
     weights = times[:, patient_of_unit]
     assert (weights[:, ::2] == weights[:, 1::2]).all()
     for _, rows in units.groupby(["fold", "label"]):
-        assert (weights[:, rows.index].sum(axis=1) == len(rows)).all()
+        np.testing.assert_allclose(weights[:, rows.index].sum(axis=1), len(rows))
     assert len(strata) == 6
     assert times.std() > 0.5
 

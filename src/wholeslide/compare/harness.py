@@ -135,9 +135,10 @@ def notes_of(protocol: Protocol, summary: Summary) -> list[str]:
     notes = [
         f"{summary.files} files of {summary.patients} patients; {summary.units} {protocol.unit}s are scored. {facts['design']}",
         f"Split: SHA-256 {facts['folds']['sha256']}. Protocol frozen {protocol.frozen}.",
-        f"In brackets: 95% intervals over {facts['primary']['resamples']} resamples of the patients within fold and class. "
-        "AUROC is averaged over folds, all else is taken over all folds together.",
-        f"p: paired bootstrap of the difference in AUROC to {protocol.reference}, corrected by Holm over "
+        f"In brackets: 95% intervals over {facts['primary']['resamples']} resamples of the patients within fold and class, the "
+        "trained networks held fixed: how much another training would differ is not in them. AUROC is averaged over folds, all "
+        "else is taken over all folds together.",
+        f"p: two-sided paired bootstrap of the difference in AUROC to {protocol.reference}; p (Holm): corrected over "
         f"{len(protocol.methods) - 1} methods.",
         f"Every method: {len(protocol.seeds)} training(s) and {settings} setting(s) a fold, chosen by validation "
         f"{facts['selection']['metric']} alone. Training time is the mean of a training with all its settings.",

@@ -9,6 +9,9 @@ import numpy as np
 from wholeslide.compare.resampling import Resampled
 from wholeslide.metrics import percentiles
 
+_TIE = 1e-12
+"""Areas are quotients of counts: what is nearer is equal, but for rounding in the mean over folds."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -30,13 +33,19 @@ def paired_difference(method: Resampled, reference: Resampled, metric: str = "au
     p is twice the smaller of the two parts of the resamples on which the difference is at most, and at least, zero: the level at
     which the percentile interval just holds zero (Efron & Tibshirani: An Introduction to the Bootstrap, 1993, chapter 15). One is
     added to count and number, so that it is never zero (Davison & Hinkley: Bootstrap Methods and their Application, 1997,
-    chapter 4).
+    chapter 4). Methods that are equal on a resample count on both sides.
     """
-    differences = method.drawn[metric] - reference.drawn[metric]
+    differences = _less(method.drawn[metric], reference.drawn[metric])
     defined = differences[~np.isnan(differences)]
     low, high = percentiles(defined)
-    value = method.value[metric] - reference.value[metric]
+    value = float(_less(np.array(method.value[metric]), np.array(reference.value[metric])))
     return Difference(value, low, high, two_sided(defined), len(differences) - len(defined))
+
+
+def _less(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The difference, zero where there is none but by rounding."""
+    difference = one - other
+    return np.where(np.abs(difference) < _TIE, 0.0, difference)
 
 
 def two_sided(differences: np.ndarray) -> float | None:

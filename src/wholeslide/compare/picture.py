@@ -1,4 +1,4 @@
-"""A picture of the comparison: every method's AUROC, and its difference to the reference, with intervals."""
+"""A picture of the comparison: every method's AUROC, with its folds, and its difference to the reference, with intervals."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from wholeslide.compare.summary import Figure, Row, Summary
 from wholeslide.compare.tables import p_text
 
 _WIDTH_INCHES, _ROW_INCHES, _DOTS_PER_INCH = 10, 0.4, 150
-_REFERENCE, _OTHER = "black", "tab:blue"
+_REFERENCE, _OTHER, _FOLD = "black", "tab:blue", "0.6"
 
 
 def draw(summary: Summary, path: Path) -> None:
     """Write the picture; its format is the file's ending.
+
+    Small rings are single trainings on their folds; the dotted line at the left is the reference's AUROC.
 
     Args:
         summary: with one complete method at least.
@@ -26,7 +28,11 @@ def draw(summary: Summary, path: Path) -> None:
     drawing = Drawing(figsize=(_WIDTH_INCHES, height), dpi=_DOTS_PER_INCH, layout="constrained")
     areas, differences = drawing.subplots(1, 2, sharey=True)
     for place, row in enumerate(rows):
+        of_folds = [found.values["auroc"] for found in row.by_fold]
+        areas.plot(of_folds, [place] * len(of_folds), "o", color=_FOLD, markersize=4, fillstyle="none")
         _whisker(areas, place, row.figures["auroc"], row)
+        if row.reference:
+            areas.axvline(row.figures["auroc"].value, color=_REFERENCE, linewidth=0.8, linestyle=":")
         if row.difference is not None:
             found = row.difference
             _whisker(differences, place, Figure(found.value, found.low, found.high), row)
@@ -34,7 +40,7 @@ def draw(summary: Summary, path: Path) -> None:
             differences.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     areas.set_yticks(range(len(rows)), [row.method for row in rows])
     areas.set_ylim(len(rows) - 0.5, -0.5)
-    areas.set_xlabel("AUROC, averaged over folds")
+    areas.set_xlabel("AUROC: mean over folds, and of each training (rings)")
     reference = next(row.method for row in summary.rows if row.reference)
     differences.set_xlabel(f"AUROC less that of {reference}; p by Holm")
     differences.axvline(0, color=_REFERENCE, linewidth=0.8, linestyle=":")

@@ -39,7 +39,7 @@ NESTED = (
 CHOICE = "highest (of a loss, lowest), ties by the lower validation loss, then by the earlier"
 TEST = (
     "Two-sided paired bootstrap of the difference in AUROC to the reference, the AUROC averaged over folds; patients are drawn "
-    "within fold and class, the same for both methods."
+    "within fold and class, k − 1 of k, each counting k / (k − 1), the same for both methods."
 )
 WITHOUT_EFFECT = (ALIKE - {"unit", "group", "monitor", "on_unreadable"}) | {
     "features_cache", "loggers", "checkpoint_minutes", "prefetch_bytes", "memory", "store", "store_dir", "tile", "decoders",

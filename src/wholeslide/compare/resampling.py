@@ -1,9 +1,15 @@
 """Several methods on the same resamples of the patients.
 
-Patients are drawn with replacement among those of the same fold and the same set of labels, as many as there are, so that every
-resample has each fold's number of patients of each class. All methods are scored on the same draws: differences between them are
-paired. The metrics are those of `wholeslide.metrics`, over all folds together; but an area under the ROC curve is taken on each
-fold and averaged, because folds are scored by different networks, whose probabilities need not be on one scale.
+Patients are drawn with replacement among those of the same fold and the same set of labels. That leaves few of each, two of a
+class in a fold of six, so the draws are rescaled: k − 1 of k patients, each counting k / (k − 1), so that every class keeps its
+weight in each fold, and the spread is not understated (`patient_counts`). Of simulated cohorts with 2 to 12 patients of a class in
+a fold, and methods that are equally good, 2 to 4% then have p < 0.05; without it 4 to 14% have.
+
+All methods are scored on the same draws: differences between them are paired. The metrics are those of `wholeslide.metrics`, over
+all folds together; but an area under the ROC curve is taken on each fold and averaged, because folds are scored by different
+networks, whose probabilities need not be on one scale.
+
+The networks are held fixed: how much another training would differ is not in any spread here.
 """
 
 from __future__ import annotations
@@ -19,7 +25,10 @@ from wholeslide.metrics import METRICS, Scored, patient_counts, patient_strata
 
 @dataclass(frozen=True)
 class Resampled:
-    """One method: each metric's value, and (resamples,) what it is on each resample, NaN where it is undefined."""
+    """One method: each metric's value, and (resamples,) what it is on each resample, NaN where it is undefined.
+
+    There are no resamples, (0,), where each patient is the only one of a fold and class: all would be the cohort once more.
+    """
 
     value: dict[str, float]
     drawn: dict[str, np.ndarray]
@@ -48,7 +57,8 @@ def bootstrap(
     patient_of_unit, strata = fold_strata(units)
     rng = np.random.default_rng(seed)
     chunks: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in scored}
-    for times in patient_counts(strata, resamples, rng, units=len(units)):
+    drawn = resamples if any(len(patients) > 1 for patients in strata) else 0
+    for times in patient_counts(strata, drawn, rng, units=len(units), rescaled=True):
         weights = times[:, patient_of_unit]
         for name, method in scored.items():
             chunks[name].append(_metrics(method, folds, weights))
@@ -57,7 +67,7 @@ def bootstrap(
     return {
         name: Resampled(
             {metric: float(points[name][metric][0]) for metric in METRICS},
-            {metric: np.concatenate([chunk[metric] for chunk in chunks[name]]) for metric in METRICS},
+            {metric: np.concatenate([np.empty(0), *(chunk[metric] for chunk in chunks[name])]) for metric in METRICS},
         )
         for name in scored
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+import numpy as np
 import pandas as pd
 
 from wholeslide.compare.cells import Cell, Record
@@ -15,7 +16,10 @@ from wholeslide.compare.paired import Difference, paired_difference
 from wholeslide.compare.predictions import Collected
 from wholeslide.compare.protocol import Protocol
 from wholeslide.compare.resampling import Resampled, bootstrap, fold_strata, rows_of_folds
-from wholeslide.metrics import METRICS, Unit, aggregate, percentiles
+from wholeslide.metrics import METRICS, Scored, Unit, aggregate, percentiles
+
+_LEVEL = 0.05
+"""Of the family of tests, where a note speaks of it."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,21 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method. ``figures`` are by metric, and empty where ``reasons`` say why it is incomplete.
+class FoldScores:
+    """One training on its test fold: every metric of the fold's units, by name."""
 
-    ``difference`` is that of the AUROC to the reference's, with ``p_holm`` corrected over all methods of the protocol; ``delong``
-    is there where its conditions hold.
+    fold: str
+    seed: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method. ``figures`` are by metric, and empty where ``reasons`` say why it is incomplete; so is ``by_fold``.
+
+    ``figures`` are of the probabilities averaged over seeds, ``by_fold`` of each training alone. ``difference`` is that of the
+    AUROC to the reference's, with ``p_holm`` corrected over all methods of the protocol; ``delong`` is there where its conditions
+    hold.
     """
 
     method: str
@@ -56,6 +70,7 @@ class Row:
     cost: Cost
     reasons: tuple[str, ...]
     figures: Mapping[str, Figure]
+    by_fold: tuple[FoldScores, ...] = ()
     difference: Difference | None = None
     p_holm: float | None = None
     delong: DeLong | None = None
@@ -83,7 +98,8 @@ def summarise(protocol: Protocol, folds: pd.DataFrame, cells: Sequence[Cell], co
         if reference is not None and name in resampled
     }
     adjusted = holm({name: differences[name].p if name in differences else None for name in others})
-    classical = _delong_tests(protocol, folds, units, list(differences), collected)
+    unfit = _unfit_for_delong(protocol, folds, units)
+    classical = {} if unfit else _delong_tests(protocol, folds, units, list(differences), collected)
     rows = [
         Row(
             method=name,
@@ -91,6 +107,7 @@ def summarise(protocol: Protocol, folds: pd.DataFrame, cells: Sequence[Cell], co
             cost=_cost([cell.record for cell in cells if cell.method == name]),
             reasons=tuple(collected.incomplete.get(name, ())),
             figures=_figures(resampled[name]) if name in resampled else {},
+            by_fold=tuple(_fold_scores(protocol, folds, collected, name)) if name in resampled else (),
             difference=differences.get(name),
             p_holm=adjusted.get(name),
             delong=classical.get(name),
@@ -102,7 +119,7 @@ def summarise(protocol: Protocol, folds: pd.DataFrame, cells: Sequence[Cell], co
         units=len(units),
         files=len(folds),
         patients=int(folds["patient"].nunique()),
-        notes=tuple(_notes(units, differences)),
+        notes=(*_notes(protocol, units, resampled), *([unfit] if unfit else [])),
     )
 
 
@@ -139,13 +156,30 @@ def _figures(resampled: Resampled) -> dict[str, Figure]:
     return found
 
 
+def _fold_scores(protocol: Protocol, folds: pd.DataFrame, collected: Collected, method: str) -> Iterator[FoldScores]:
+    """Of each training of a complete method, seed by seed."""
+    own = collected.by_seed[collected.by_seed["method"] == method]
+    for seed in protocol.seeds:
+        units = _units(own[own["seed"] == seed], folds, protocol)
+        for fold in protocol.folds:
+            inside = units[units["fold"] == fold]
+            found = Scored.of(inside, protocol.classes).metrics(np.ones((1, len(inside))))
+            yield FoldScores(fold, seed, {metric: float(found[metric][0]) for metric in METRICS})
+
+
+def _unfit_for_delong(protocol: Protocol, folds: pd.DataFrame, units: pd.DataFrame) -> str | None:
+    """Why DeLong's test cannot be made: it is one of two classes, and takes units as independent."""
+    if len(protocol.classes) != 2:
+        return f"no test by DeLong: it is for two classes, and there are {len(protocol.classes)}"
+    if not folds["slide"].nunique() == folds["patient"].nunique() == len(units):
+        return "no test by DeLong: it takes one slide a patient, and one unit"
+    return None
+
+
 def _delong_tests(
     protocol: Protocol, folds: pd.DataFrame, units: pd.DataFrame, methods: Sequence[str], collected: Collected
 ) -> dict[str, DeLong | None]:
-    """DeLong's test of each method, for two classes and one slide a patient: it takes units as independent."""
-    one_each = folds["slide"].nunique() == folds["patient"].nunique() == len(units)
-    if len(protocol.classes) != 2 or not one_each:
-        return {}
+    """DeLong's test of each method."""
     positive = protocol.classes[1]
     scores = {
         name: _units(collected.predictions[collected.predictions["method"] == name], folds, protocol)[
@@ -175,14 +209,32 @@ def _cost(records: Sequence[Record]) -> Cost:
     )
 
 
-def _notes(units: pd.DataFrame, differences: Mapping[str, Difference]) -> list[str]:
+def _notes(protocol: Protocol, units: pd.DataFrame, resampled: Mapping[str, Resampled]) -> Iterator[str]:
+    """What the reader of the numbers has to know."""
     strata = fold_strata(units)[1]
     alone = sum(len(patients) == 1 for patients in strata)
-    notes = []
-    if alone:
-        what = "groups of patients of one fold and class have one member, always drawn: the intervals are too narrow"
-        notes.append(f"{alone} of {len(strata)} {what}")
-    undefined = max((found.undefined for found in differences.values()), default=0)
+    if alone == len(strata):
+        yield "each patient is the only one of a fold and class: no interval and no test can be given"
+    elif alone:
+        what = "groups of patients of one fold and class have one member, always drawn"
+        yield f"{alone} of {len(strata)} {what}: the intervals are too narrow, and p values too small"
+    undefined = max((int(np.isnan(found.drawn["auroc"]).sum()) for found in resampled.values()), default=0)
     if undefined:
-        notes.append(f"up to {undefined} resamples without a class in some fold are left out of a test")
-    return notes
+        yield f"{undefined} resamples without a class in some fold are left out of intervals and tests of the AUROC"
+    flat = [name for name, found in resampled.items() if len(found.drawn["auroc"]) and not np.ptp(found.drawn["auroc"])]
+    if flat:
+        yield f"the AUROC of {', '.join(flat)} is the same on every resample: its interval has no width, which is not certainty"
+    raised = [
+        name
+        for name, found in resampled.items()
+        if (low := percentiles(found.drawn["calibration_error"])[0]) is not None
+        and found.value["calibration_error"] < low
+    ]
+    if raised:
+        yield f"the calibration error of {', '.join(raised)} is below its interval: the noise of a resample only adds to it"
+    if len(protocol.seeds) > 1:
+        what = f"probabilities are averaged over the {len(protocol.seeds)} trainings of a fold before they are scored"
+        yield f"{what}; each training's own scores are in results.json"
+    tests, resamples = len(protocol.methods) - 1, int(protocol.facts["primary"]["resamples"])
+    if 2 / (resamples + 1) * tests > _LEVEL:
+        yield f"{resamples} resamples are too few for any p (Holm) of {tests} tests to fall below {_LEVEL}"

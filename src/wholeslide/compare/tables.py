@@ -37,7 +37,7 @@ _TEX_SIGNS = re.compile("[" + re.escape("".join(_TEX)) + "]")
 
 def columns_of(summary: Summary) -> list[str]:
     """The heads of the printed table."""
-    heads = ["method", *SHOWN.values(), "AUROC − reference", "p (Holm)"]
+    heads = ["method", *SHOWN.values(), "AUROC − reference", "p", "p (Holm)"]
     if any(row.delong is not None for row in summary.rows):
         heads.append("p (DeLong)")
     return [*heads, "training", "peak memory", "trained weights"]
@@ -119,7 +119,7 @@ def _cells(row: Row, best: dict[str, float], heads: Sequence[str]) -> list[str]:
     figures = [_interval(row.figures[metric], starred=row.figures[metric].value == best[metric]) for metric in SHOWN]
     found = row.difference
     tests = [_interval(Figure(found.value, found.low, found.high), signed=True) if found else NOTHING]
-    tests.append(_or_nothing(row.p_holm, p_text))
+    tests += [_or_nothing(found.p if found else None, p_text), _or_nothing(row.p_holm, p_text)]
     if "p (DeLong)" in heads:
         tests.append(p_text(row.delong.p) if row.delong else NOTHING)
     return [name, *figures, *tests, *costs]
