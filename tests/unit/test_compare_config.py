@@ -25,6 +25,12 @@ def asked(**options: Any) -> Any:
     ("options", "line"),
     [
         ({"methods": ("max", "abmil", "max")}, "max is given twice (--methods): give each method once"),
+        ({"methods": ("max", "max=abmil")}, "max is given twice (--methods): give each method once"),
+        (
+            {"methods": ("max", "../x=abmil")},
+            "'../x' is no name (--methods): give letters, digits, dashes, dots and plus",
+        ),
+        ({"methods": ("max", "x=abmill")}, "unknown method 'abmill' (--method): choose local-kN"),
         ({"methods": ("max", "abmill")}, "unknown method 'abmill' (--method): choose local-kN"),
         ({"reference": "dsmil"}, "dsmil is none of the methods (--reference): choose among max, abmil"),
         ({"folds": 2}, "2 is too small (--folds): give 3 or more"),

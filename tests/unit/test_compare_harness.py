@@ -297,6 +297,19 @@ def test_validation_alone_chooses_the_setting_and_the_test_fold_is_asked_once(ma
     assert "3 setting(s) a fold, chosen by validation auroc alone" in (out / "table.md").read_text()
 
 
+def test_a_method_may_be_there_twice_by_names_of_its_own(manifest: Path, tmp_path: Path) -> None:
+    fake, out = Fake(), tmp_path / "out"
+    asked = config(manifest, out, "max", "sharp=max", overrides={"sharp": {"lr": 0.05}}, reference="sharp")
+    rows = compare(asked, worker=fake.work).summary.rows
+    assert [row.method for row in rows] == ["max", "sharp"]
+    assert rows[1].figures["auroc"].value == 1.0 > rows[0].figures["auroc"].value
+    assert {line.split()[0] for line in fake.trained} == {"max"}
+    methods = json.loads((out / "protocol.json").read_text())["methods"]
+    assert {name: plan["method"] for name, plan in methods.items()} == {"max": "max", "sharp": "max"}
+    assert methods["sharp"]["options"]["lr"] == 0.05
+    assert (out / "cells/sharp/fold-2/seed-0.csv").is_file()
+
+
 def test_nested_folds_choose_by_the_mean_and_test_by_all_of_the_chosen(manifest: Path, tmp_path: Path) -> None:
     fake, out = Fake(), tmp_path / "out"
     grid = {"all": [{"lr": 1e-4}, {"lr": 0.05}]}

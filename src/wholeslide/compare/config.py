@@ -24,6 +24,7 @@ OWN = frozenset({"method", "fold", "valid_fold", "fractions", "splits_csv", "res
 ALIKE = OWN | {"manifest", "slides", "out", "seed", "unit", "group", "monitor", "on_unreadable", "quiet"}
 """Options that are the same for every method: neither ``overrides`` nor ``grid`` may set them."""
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _SHARE = re.compile(r"([1-9]\d*)/([1-9]\d*)")
 _OPTIONS = tuple(found.name for found in dataclasses.fields(TrainConfig))
 
@@ -36,7 +37,8 @@ class CompareConfig:
     """What is compared, and how.
 
     Args:
-        methods: The methods of train --method, separated by commas.
+        methods: The methods of train --method, separated by commas; NAME=METHOD names one that is compared with other options,
+            as plain=local-k4 with overrides of its own.
         reference: The method that the others are tested against; left out: the first.
         folds: Number of folds, drawn as by `wholeslide split --folds`; left out: those of the manifest's column fold, or 5.
         seeds: How often each method is trained on each fold; probabilities are averaged over the trainings.
@@ -66,6 +68,16 @@ class CompareConfig:
         """The folder of the comparison."""
         return self.train.out.expanduser().absolute()
 
+    @property
+    def names(self) -> list[str]:
+        """What the methods are called here."""
+        return [entry.partition("=")[0] for entry in self.methods]
+
+    def method_of(self, name: str) -> str:
+        """What ``train --method`` calls it."""
+        entries = (entry.partition("=") for entry in self.methods)
+        return next((method for known, _, method in entries if known == name and method), name)
+
     def points(self, method: str) -> Sequence[Point]:
         """The settings of a method that are tried, one at least."""
         return self.grid.get(method) or self.grid.get(ALL) or [{}]
@@ -77,7 +89,7 @@ class CompareConfig:
             ConfigError: there is no such method.
         """
         options = {**self.overrides.get(method, {}), **(self.points(method)[0] if point is None else point)}
-        return replace(self.train, method=method, **options).with_absolute_paths().resolved()
+        return replace(self.train, method=self.method_of(method), **options).with_absolute_paths().resolved()
 
     def check(self) -> None:
         """Find every option that makes no sense.
@@ -142,15 +154,18 @@ def _slurm_share(environment: Mapping[str, str]) -> tuple[int, int]:
 def _method_problems(config: CompareConfig) -> Iterator[Problem]:
     if not config.methods or "" in config.methods:
         yield Problem("no method", "--methods", "give some, separated by commas, as abmil,local-k4")
-    twice = sorted({name for name in config.methods if config.methods.count(name) > 1})
+    twice = sorted({name for name in config.names if config.names.count(name) > 1})
     for name in twice:
         yield Problem(f"{name} is given twice", "--methods", "give each method once")
-    if config.reference is not None and config.reference not in config.methods:
+    odd = [name for name in config.names if name and not _NAME.fullmatch(name)]
+    for name in odd:
+        yield Problem(f"{name!r} is no name", "--methods", "give letters, digits, dashes, dots and plus signs")
+    if config.reference is not None and config.reference not in config.names:
         yield Problem(
-            f"{config.reference} is none of the methods", "--reference", f"choose among {', '.join(config.methods)}"
+            f"{config.reference} is none of the methods", "--reference", f"choose among {', '.join(config.names)}"
         )
     for name, asked in (("overrides", config.overrides), ("grid", config.grid)):
-        known = [*config.methods, *([ALL] if name == "grid" else [])]
+        known = [*config.names, *([ALL] if name == "grid" else [])]
         for method in asked:
             if method not in known:
                 yield Problem(f"{method} is none of the methods", option(name), f"choose among {', '.join(known)}")
@@ -158,7 +173,7 @@ def _method_problems(config: CompareConfig) -> Iterator[Problem]:
 
 def _point_problems(config: CompareConfig) -> Iterator[Problem]:
     """What is wrong with the options that methods are given by themselves."""
-    counts = {method: len(config.points(method)) for method in config.methods}
+    counts = {method: len(config.points(method)) for method in config.names}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{method} {count}" for method, count in counts.items())
         yield Problem(f"unequal budgets: {told}", "--grid", "give every method as many settings to try")
@@ -194,7 +209,7 @@ def _check_trainings(config: CompareConfig) -> None:
         ConfigError: all that is wrong.
     """
     problems: list[Problem] = []
-    for method in config.methods:
+    for method in config.names:
         for point in config.points(method):
             try:
                 config.train_config(method, point).check()

@@ -143,7 +143,7 @@ def notes_of(protocol: Protocol, summary: Summary) -> list[str]:
         f"Every method: {len(protocol.seeds)} training(s) and {settings} setting(s) a fold, chosen by validation "
         f"{facts['selection']['metric']} alone. Training time is the mean of a training with all its settings.",
     ]
-    if sum(method_info(name).kind == "bags" for name in protocol.methods) > 1:
+    if sum(method_info(plan["method"]).kind == "bags" for plan in protocol.methods.values()) > 1:
         notes.append(
             "Features of patches are made once a fold and kept: of the methods that take them, the first pays for them."
         )

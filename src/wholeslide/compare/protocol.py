@@ -128,7 +128,7 @@ def freeze(config: CompareConfig) -> tuple[Protocol, Folds]:
     _check_empty(config.out)
     folds = make_folds(config)
     protocol = Protocol(
-        facts=_facts(config, folds, config.reference or config.methods[0]),
+        facts=_facts(config, folds, config.reference or config.names[0]),
         methods=_methods(config),
         versions=current_versions(),
         frozen=_now(),
@@ -233,10 +233,10 @@ def _manifest(config: CompareConfig) -> dict[str, str]:
 def _methods(config: CompareConfig) -> dict[str, dict[str, Any]]:
     """Each method's options, its recipes where it has several parts, and the settings that are tried."""
     found: dict[str, dict[str, Any]] = {}
-    for name in config.methods:
+    for name in config.names:
         options = config.train_config(name, {})
-        found[name] = {"options": _options(options)}
-        if method_info(name).parts > 1:
+        found[name] = {"method": options.method, "options": _options(options)}
+        if method_info(options.method).parts > 1:
             found[name]["recipes"] = [_plain(dataclasses.asdict(r)) for r in _recipes(options)]
         found[name]["settings"] = [_plain(point) for point in config.points(name)]
     return found
