@@ -140,8 +140,8 @@ MADE_BY_COMMANDS = ("log/", "slides/", "run/", "pt_files/")
 """Folders that a document names and a command makes."""
 
 
-OPTIONS_OF_LAUNCHERS = {"--nproc-per-node", "--nodes", "--ntasks", "--ntasks-per-node"}
-"""What torchrun and srun take."""
+OPTIONS_OF_LAUNCHERS = {"--array", "--wrap", "--nproc-per-node", "--nodes", "--ntasks", "--ntasks-per-node"}
+"""What torchrun, srun and sbatch take."""
 
 
 def test_options_that_the_documents_name_exist(capsys: pytest.CaptureFixture[str]) -> None:
