@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wholeslide.baselines.registry import method_info
 from wholeslide.compare.cells import Case, Cell, Record, case_of, grid
@@ -148,14 +149,19 @@ def notes_of(protocol: Protocol, summary: Summary) -> list[str]:
             "Features of patches are made once a fold and kept: of the methods that take them, the first pays for them."
         )
     for amendment in protocol.amendments:
-        added = (
-            f"methods {', '.join(amendment['methods'])}" if "methods" in amendment else "other versions of the software"
-        )
         notes.append(
-            f"Amended {amendment['time']}, when {amendment['trainings_scored']} trainings had been scored: {added}."
+            f"Amended {amendment['time']}, when {amendment['trainings_scored']} trainings had been scored: {_added(amendment)}."
         )
     incomplete = [f"{row.method} is incomplete: {_first(row.reasons)}" for row in summary.rows if row.reasons]
     return [*notes, *(f"{note[0].upper()}{note[1:]}." for note in summary.notes), *incomplete]
+
+
+def _added(amendment: Mapping[str, Any]) -> str:
+    """What an amendment brought."""
+    told = [f"methods {', '.join(amendment['methods'])}"] if "methods" in amendment else []
+    told += ["other versions of the software"] if "versions" in amendment else []
+    told += [f"the test is now: {amendment['test'].rstrip('.')}"] if "test" in amendment else []
+    return "; ".join(told)
 
 
 def _first(reasons: Sequence[str]) -> str:

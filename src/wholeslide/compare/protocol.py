@@ -1,8 +1,8 @@
 """The protocol: what is compared and by which rules, written down before any test score is computed.
 
 ``protocol.json`` is made by the first call and is never changed by a later one, but for amendments: methods that are added,
-and versions of the software that were not there at first, each with its time and with how much had been scored by then. A call
-that asks for anything else is refused, and told what differs.
+versions of the software that were not there at first, and a test that the software has mended since, each with its time and with
+how much had been scored by then. A call that asks for anything else is refused, and told what differs.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def _gone_on(config: CompareConfig) -> tuple[Protocol, Folds]:
         raise RunError(problems)
     folds = _read_folds(config, protocol)
     facts = _facts(config, folds, config.reference or protocol.reference)
+    facts["primary"]["test"] = protocol.facts["primary"]["test"]  # another is an amendment
     methods = _methods(config)
     problems += _differences(protocol.facts, facts, config.out)
     problems += _differences(
@@ -178,13 +179,16 @@ def _read_folds(config: CompareConfig, protocol: Protocol) -> Folds:
 
 
 def _amended(protocol: Protocol, methods: Mapping[str, dict[str, Any]], folder: Path) -> Protocol:
-    """The same with methods and versions that are new, which is written."""
+    """The same with methods, versions and a test that are new, which is written."""
     added = {name: plan for name, plan in methods.items() if name not in protocol.methods}
     versions = current_versions()
     known = [protocol.versions, *(entry["versions"] for entry in protocol.amendments if "versions" in entry)]
     changes: dict[str, Any] = {"methods": list(added)} if added else {}
     if versions not in known:
         changes["versions"] = versions
+    tests = [protocol.facts["primary"]["test"], *(entry["test"] for entry in protocol.amendments if "test" in entry)]
+    if tests[-1] != TEST:
+        changes["test"] = TEST
     if not changes:
         return protocol
     scored = len(list(folder.glob("cells/*/*/seed-*.csv")))
