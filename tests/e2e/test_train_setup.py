@@ -68,6 +68,9 @@ def test_the_plan_stands_in_a_table_before_the_first_epoch(
     parts = [line.split("|")[0].strip() for line in lines if "|" in line]
     assert parts == ["part", "stem", "stage 1", "stage 2"]
     assert re.search(r"memory: about .* at most, of the 2\.0 GiB of --memory", "\n".join(lines))
+    fields = re.search(r"receptive field of the stages' classifiers: (\d+), (\d+) px", "\n".join(lines))
+    assert fields is not None
+    assert 50 < int(fields[1]) < int(fields[2]) < 1000
     assert re.search(r"; [1-9]\d* KiB of features are written for the largest slide", "\n".join(lines))
     resumed = dry_run(dataclasses.replace(config, resume=True))
     assert [line for line in resumed if "|" in line] == [line for line in lines if "|" in line]

@@ -14,6 +14,7 @@ from wholeslide.errors import ConfigError
 from wholeslide.geometry import Size
 from wholeslide.model.config import ModelConfig
 from wholeslide.model.network import CrossEntropy, LocalNetwork, build_network
+from wholeslide.verify import redraw_weights
 
 
 def build(
@@ -171,3 +172,25 @@ def test_first_stride_below_one_is_refused(stride: int) -> None:
     with pytest.raises(ConfigError) as caught:
         build(first_stride=stride)
     assert str(caught.value) == f"{stride} is too small (--first-stride): give 1 or more"
+
+
+@pytest.mark.parametrize(("backbone", "first_stride"), [("resnet10t", 3), ("test_convnext", None)])
+def test_a_classifiers_field_is_what_its_grid_depends_on(backbone: str, first_stride: int | None) -> None:
+    network = build(backbone, 2, first_stride=first_stride).double().eval()
+    redraw_weights(network, seed=0)
+    for number in (1, 2):
+        reach = network.classifier_reach(number).x
+        side = 4 * reach.stride + 2 * reach.field
+        pixels = torch.rand(1, 3, 8 * network.reach(number).stride, side, dtype=torch.float64, requires_grad=True)
+        x = network.stem(pixels)
+        for stage in range(1, number + 1):
+            x = network.stage(stage)(x)
+        column = -(-reach.before // reach.stride) + 1  # its field begins inside
+        network.head(number).grid(x)[:, :, 0, column].sum().backward()
+        assert pixels.grad is not None
+        felt = pixels.grad.abs().sum(dim=(0, 1, 2)).nonzero().ravel()
+        assert (int(felt[0]), int(felt[-1])) == (
+            column * reach.stride - reach.before,
+            column * reach.stride + reach.after,
+        )
+        assert reach.field == int(felt[-1] - felt[0]) + 1

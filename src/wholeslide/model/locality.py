@@ -90,6 +90,11 @@ class AxisLocality:
         return all(self.output_length(length) == other.output_length(length) for length in lengths)
 
     @property
+    def field(self) -> int:
+        """How many input cells one output cell depends on: its receptive field."""
+        return self.before + self.after + 1
+
+    @property
     def halo_before(self) -> int:
         """Output cells by which an input window must begin early, so that its start stays aligned to the stride."""
         return max(0, -(-self.before // self.stride))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from wholeslide.geometry import Size
 from wholeslide.model.config import ModelConfig
 from wholeslide.model.heads import AttentionClassifier, auxiliary_classifier, final_classifier
-from wholeslide.model.locality import Locality, compose
+from wholeslide.model.locality import Locality, Sampling, compose
 from wholeslide.model.reconstruction import FeatureReconstruction
 from wholeslide.model.staged import StagedNetwork
 from wholeslide.model.stages import Stage, cut_into_stages
@@ -148,6 +148,14 @@ class LocalNetwork(StagedNetwork):
     def reach(self, number: int) -> Locality:
         """Which pixels a cell of x_k depends on; ``number`` 0 is the stem's output."""
         return compose([self.stem.locality, *(self.stage(k).locality for k in range(1, number + 1))])
+
+    def classifier_reach(self, number: int) -> Locality:
+        """Which pixels a cell of the grid of stage ``number``'s classifier depends on.
+
+        All that follows on the grid takes its cells as a set: what lies farther apart than this is related by nothing.
+        """
+        kernel = self.head(number).kernel
+        return self.reach(number).then(Sampling(kernel, kernel), Sampling(kernel, kernel))
 
     def feature_size(self, view_size: Size, number: int) -> Size:
         """Cells of x_k for a view of this many pixels; ``number`` 0 is the stem's output."""

@@ -22,7 +22,7 @@ def describe(prepared: Prepared) -> list[str]:
         return [*lines, *patch_lines(prepared)]
     if prepared.candidates:
         lines += candidate_lines(prepared.candidates, prepared.config.depth, prepared.plan.largest)
-    return [*lines, *plan_lines(prepared.plan), *estimate_lines(prepared, prepared.plan)]
+    return [*lines, *field_lines(prepared), *plan_lines(prepared.plan), *estimate_lines(prepared, prepared.plan)]
 
 
 def cohort_lines(prepared: Prepared) -> list[str]:
@@ -43,6 +43,14 @@ def cohort_lines(prepared: Prepared) -> list[str]:
     tissue = sum(fact.tissue_fraction for fact in prepared.facts.values()) / len(prepared.facts)
     lines.append(f"working sizes {sizes[0]} to {sizes[-1]} px, {tissue:.0%} of it tissue on average")
     return lines
+
+
+def field_lines(prepared: Prepared) -> list[str]:
+    """How far apart a slide's parts may lie for the stages' classifiers to relate them."""
+    network = prepared.network
+    assert isinstance(network, LocalNetwork)
+    fields = [str(network.classifier_reach(stage).x.field) for stage in range(1, network.depth + 1)]
+    return [f"receptive field of the stages' classifiers: {', '.join(fields)} px"]
 
 
 def patch_lines(prepared: Prepared) -> list[str]:
