@@ -19,8 +19,9 @@ from sklearn.metrics import roc_auc_score
 
 from wholeslide.compare.harness import Comparison, compare
 from wholeslide.compare.predictions import read_predictions
+from wholeslide.compare.resampling import bootstrap, fold_strata
 from wholeslide.errors import CohortError, RunError
-from wholeslide.metrics import score
+from wholeslide.metrics import patient_counts, score
 
 RESULTS = ("predictions.csv", "table.csv", "table.md", "table.tex", "results.json")
 TIMES = ["train_seconds", "cpu_seconds", "test_seconds", "peak_bytes"]
@@ -390,3 +391,68 @@ def test_a_class_that_a_fold_lacks_is_refused(tmp_path: Path) -> None:
     manifest.write_text(text)
     with pytest.raises(CohortError, match=r"class 'b' has no test file \(testing on fold 1\)"):
         compare(config(manifest, tmp_path / "out", folds=None), worker=Fake().work)
+
+
+def test_repeated_folds_test_every_file_once_in_each_draw(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = config(manifest, out, "max", "abmil", repeats=2)
+    found = compare(asked, worker=Fake().work)
+    predictions = read_predictions(out / "predictions.csv")
+    assert predictions.groupby(["method", "file"]).size().eq(2).all()
+    assert set(predictions["fold"]) == {str(number) for number in range(6)}
+    draws = [pd.read_csv(out / name, dtype=str).set_index("file")["fold"] for name in ("folds.csv", "folds-2.csv")]
+    assert set(draws[0]) == {"0", "1", "2"}
+    assert set(draws[1]) == {"3", "4", "5"}
+    assert (draws[0].astype(int) + 3 != draws[1].astype(int)).any()  # drawn anew
+    options = json.loads((out / "cells/max/fold-5/seed-0/options.json").read_text())
+    assert (options["fold"], Path(options["manifest"]).name) == (5, "folds-2.csv")
+    abmil = predictions[predictions["method"] == "abmil"]
+    areas = [roc_auc_score(rows["label"] == "b", rows["prob_b"]) for _, rows in abmil.groupby("fold")]
+    assert found.summary.rows[1].figures["auroc"].value == pytest.approx(np.mean(areas))
+    assert found.summary.rows[1].figures["accuracy"].value == pytest.approx(
+        (abmil["label"] == abmil["prediction"]).mean()
+    )
+    assert (found.summary.files, found.summary.units, found.summary.patients) == (30, 30, 30)
+    assert len(found.summary.rows[1].by_fold) == 6
+    table = (out / "table.md").read_text()
+    assert "Folds were drawn 2 times, and figures are over all draws" in table
+    assert "No test by DeLong: it is for one draw of folds" in table
+    fake = Fake()
+    compare(asked, worker=fake.work)
+    assert fake.trained == []
+    with pytest.raises(RunError, match="folds were drawn 2 times, and are now asked for 1 times"):
+        compare(config(manifest, out, "max", "abmil"), worker=fake.work)
+
+
+def test_patients_count_the_same_in_all_draws() -> None:
+    units = pd.DataFrame(
+        {
+            "patient": [f"p{number}" for number in range(8)] * 2,
+            "label": ["a", "b"] * 8,
+            "fold": ["0"] * 4 + ["1"] * 4 + ["2"] * 2 + ["3"] * 4 + ["2"] * 2,
+            "draw": [1] * 8 + [2] * 8,
+        }
+    )
+    patient_of_unit, strata = fold_strata(units)
+    assert patient_of_unit.tolist() == [*range(8)] * 2
+    assert sorted(stratum.tolist() for stratum in strata) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([1, 1], size=16)
+    found = bootstrap(units, {"m": probabilities}, "ab", resamples=50, seed=1)["m"]
+    weights = next(patient_counts(strata, 50, np.random.default_rng(1), units=16, rescaled=True))[:, patient_of_unit]
+    for drawn, counts in zip(found.drawn["auroc"], weights, strict=True):
+        areas = []
+        for fold in "0123":
+            rows = (units["fold"] == fold).to_numpy() & (counts > 0)
+            truth = (units["label"] == "b").to_numpy()[rows]
+            if 0 < truth.sum() < len(truth):
+                areas.append(roc_auc_score(truth, probabilities[rows, 1], sample_weight=counts[rows]))
+        assert drawn == pytest.approx(np.mean(areas))
+
+
+def test_folds_of_the_manifest_cannot_be_drawn_again(tmp_path: Path) -> None:
+    manifest = write_cohort(tmp_path / "cohort", header=",fold", column=",{n}")
+    table = pd.read_csv(manifest)
+    table.assign(fold=[number // 2 % 3 for number in range(len(table))]).to_csv(manifest, index=False)
+    with pytest.raises(CohortError, match=r"the manifest has folds of its own \(--repeats 2\)"):
+        compare(config(manifest, tmp_path / "out", repeats=2, folds=None), worker=Fake().work)

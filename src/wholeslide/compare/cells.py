@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wholeslide.compare.config import CompareConfig, Point
-from wholeslide.compare.protocol import FOLDS_NAME, Protocol
+from wholeslide.compare.protocol import Protocol, folds_name
 from wholeslide.errors import Problem, RunError
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 from wholeslide.train.config import TrainConfig
@@ -177,7 +177,7 @@ def case_of(cell: Cell, config: CompareConfig, protocol: Protocol) -> Case:
     def training(point: Point, fold: int, run: Path) -> TrainConfig:
         return replace(
             config.train_config(cell.method, point),
-            manifest=cell.out / FOLDS_NAME,
+            manifest=cell.out / folds_name(protocol.draw_of(cell.fold)),
             out=run,
             features_cache=config.train.features_cache or cell.out / "features",
             fold=int(cell.fold),

@@ -41,6 +41,7 @@ class CompareConfig:
             as plain=local-k4 with overrides of its own.
         reference: The method that the others are tested against; left out: the first.
         folds: Number of folds, drawn as by `wholeslide split --folds`; left out: those of the manifest's column fold, or 5.
+        repeats: How often folds are drawn, each time by the next seed; every method is trained on all of them.
         seeds: How often each method is trained on each fold; probabilities are averaged over the trainings.
         nested: Let each of the other folds validate in turn: a setting is chosen by its mean over them, and its networks'
             probabilities are averaged. Left out: the next fold validates.
@@ -55,6 +56,7 @@ class CompareConfig:
     methods: tuple[str, ...]
     reference: str | None = None
     folds: int | None = None
+    repeats: int = 1
     seeds: int = 1
     nested: bool = False
     resamples: int = 10_000
@@ -98,7 +100,7 @@ class CompareConfig:
             ConfigError: all of them together.
         """
         problems = [
-            *too_small(self, {"folds": 3, "seeds": 1, "resamples": 100}),
+            *too_small(self, {"folds": 3, "repeats": 1, "seeds": 1, "resamples": 100}),
             *_method_problems(self),
             *_point_problems(self),
             *_own_problems(self.train),

@@ -26,26 +26,37 @@ _NUMBER = re.compile(r"0|[1-9]\d*")
 
 @dataclass(frozen=True)
 class Folds:
-    """A cohort with a column ``fold``. ``drawn`` tells whether they were drawn here; ``excluded`` are the files left out."""
+    """A cohort with a column ``fold``, once for each draw; no two draws have a fold of one name.
 
-    cohort: Cohort
+    ``drawn`` tells whether they were drawn here; ``excluded`` are the files left out.
+    """
+
+    draws: tuple[Cohort, ...]
     drawn: bool
     excluded: tuple[str, ...]
 
     @property
-    def names(self) -> list[str]:
-        """Of the folds, in order."""
-        return fold_names(self.cohort.table)
+    def cohort(self) -> Cohort:
+        """With the folds of the first draw."""
+        return self.draws[0]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The files of all draws, one after another, with a column ``draw``, from 1."""
+        return pd.concat(
+            [cohort.table.assign(draw=number) for number, cohort in enumerate(self.draws, start=1)], ignore_index=True
+        )
 
     def facts(self) -> dict[str, Any]:
         """What the protocol holds of them: counts and hashes, of each fold and of all."""
-        table = self.cohort.table
+        table = self.table
         parts = []
-        for name in self.names:
+        for name in fold_names(table):
             rows = table[table["fold"] == name]
             labels = {label: int((rows["label"] == label).sum()) for label in self.cohort.classes}
             counts = {"files": len(rows), "patients": int(rows["patient"].nunique()), "labels": labels}
-            parts.append({"fold": name, **counts, "sha256": fold_hash(rows)})
+            draw = {"draw": int(rows["draw"].iloc[0])} if len(self.draws) > 1 else {}
+            parts.append({"fold": name, **draw, **counts, "sha256": fold_hash(rows)})
         return {"drawn": self.drawn, "sha256": fold_hash(table), "parts": parts}
 
 
@@ -81,10 +92,21 @@ def make_folds(config: CompareConfig) -> Folds:
     if missing:
         raise CohortError(missing)
     drawn = "fold" not in cohort.table
-    if drawn:
-        cohort = fold_cohort(cohort, folds=config.folds or FOLDS, group=train.group, seed=train.seed)
-    check_folds_of(cohort, config)
-    return Folds(cohort, drawn, excluded)
+    if not drawn and config.repeats > 1:
+        what, remedy = "the manifest has folds of its own", "leave --repeats out, or remove the column 'fold'"
+        raise CohortError.single(what, where=f"--repeats {config.repeats}", remedy=remedy)
+    draws = tuple(_draw(cohort, config, number) for number in range(config.repeats)) if drawn else (cohort,)
+    for found in draws:
+        check_folds_of(found, config)
+    return Folds(draws, drawn, excluded)
+
+
+def _draw(cohort: Cohort, config: CompareConfig, number: int) -> Cohort:
+    """Folds by the ``number``-th seed, numbered on from those of the draws before."""
+    folds, train = config.folds or FOLDS, config.train
+    found = fold_cohort(cohort, folds=folds, group=train.group, seed=train.seed + number)
+    names = [str(int(name) + number * folds) for name in found.table["fold"]]
+    return Cohort(found.table.assign(fold=names), found.classes, found.slides_dir)
 
 
 def check_folds_of(cohort: Cohort, config: CompareConfig) -> None:

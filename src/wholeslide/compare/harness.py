@@ -68,8 +68,8 @@ def compare(config: CompareConfig, *, worker: Worker = in_child) -> Comparison:
     with alone_in(out, wait=True):
         protocol = Protocol.read(out)  # others may have added methods
         cells = grid(protocol, out)
-        collected = collect(cells, folds.cohort.table, protocol.classes)
-        summary = summarise(protocol, folds.cohort.table, cells, collected)
+        collected = collect(cells, folds.table, protocol.classes)
+        summary = summarise(protocol, folds.table, cells, collected)
         _write(out, protocol, summary, collected)
     records = [(cell, cell.record) for cell in cells]
     failed = tuple((cell, record) for cell, record in records if record.state == "failed")
@@ -81,15 +81,17 @@ def protocol_lines(protocol: Protocol, folds: Folds) -> list[str]:
     """What was agreed on, in lines to print."""
     table, facts = folds.cohort.table, protocol.facts
     origin = "drawn" if folds.drawn else "of the manifest"
+    origin += f" {protocol.draws} times" if protocol.draws > 1 else ""
+    count = len(protocol.folds) // protocol.draws
     lines = [
         f"protocol frozen {protocol.frozen}",
-        f"{len(table)} files of {table['patient'].nunique()} patients in {len(folds.names)} folds {origin}; no patient is in two",
+        f"{len(table)} files of {table['patient'].nunique()} patients in {count} folds {origin}; no patient is in two",
     ]
     for part in facts["folds"]["parts"]:
         labels = ", ".join(f"{name} {count}" for name, count in part["labels"].items())
         lines.append(f"  fold {part['fold']}: {part['files']} files of {part['patients']} patients ({labels})")
-    trainings = len(protocol.methods) * len(folds.names) * len(protocol.seeds)
-    tried, validating = facts["selection"]["settings"], len(protocol.validating(folds.names[0]))
+    trainings = len(protocol.methods) * len(protocol.folds) * len(protocol.seeds)
+    tried, validating = facts["selection"]["settings"], len(protocol.validating(protocol.folds[0]))
     each = f" of {tried} settings each" if tried > 1 else ""
     each += f" on {validating} validating folds each" if validating > 1 else ""
     lines.append(f"{trainings} trainings{each}: {', '.join(protocol.methods)}; reference {protocol.reference}")

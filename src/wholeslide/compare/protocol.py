@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from wholeslide.train.config import TrainConfig
 from wholeslide.train.run import current_versions
 
 FORMAT_VERSION = 1
-NAME, FOLDS_NAME = "protocol.json", "folds.csv"
+NAME = "protocol.json"
 
 DESIGN = (
     "Each fold is tested by a network that the next fold validated (after the last, the first) and the others trained."
@@ -47,6 +48,7 @@ WITHOUT_EFFECT = (ALIKE - {"unit", "group", "monitor", "on_unreadable"}) | {
 }  # fmt: skip
 """Options of ``train`` that may differ between calls: where files are, how much memory is taken, what is logged."""
 _PATHS = ("cache", "mask_dir")
+_FOLDS = re.compile(r"folds(-\d+)?\.csv")
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,20 @@ class Protocol:
     def folds(self) -> list[str]:
         return [str(part["fold"]) for part in self.facts["folds"]["parts"]]
 
+    @property
+    def draws(self) -> int:
+        """How often folds were drawn."""
+        return max(map(self.draw_of, self.folds))
+
+    def draw_of(self, fold: str) -> int:
+        """In which draw a fold is, from 1."""
+        return int(next(part.get("draw", 1) for part in self.facts["folds"]["parts"] if str(part["fold"]) == fold))
+
     def validating(self, fold: str) -> list[int]:
         """The folds that validate where one is tested, one after another."""
-        at, count = self.folds.index(fold), len(self.folds)
-        later = [int(self.folds[(at + step) % count]) for step in range(1, count)]
+        names = [name for name in self.folds if self.draw_of(name) == self.draw_of(fold)]
+        at, count = names.index(fold), len(names)
+        later = [int(names[(at + step) % count]) for step in range(1, count)]
         return later if self.facts["design"] == NESTED else later[:1]
 
     def to_json(self) -> bytes:
@@ -133,9 +145,15 @@ def freeze(config: CompareConfig) -> tuple[Protocol, Folds]:
         versions=current_versions(),
         frozen=_now(),
     )
-    write_split(folds.cohort, config.out / FOLDS_NAME)
+    for number, cohort in enumerate(folds.draws, start=1):
+        write_split(cohort, config.out / folds_name(number))
     _write(protocol, config.out)
     return protocol, folds
+
+
+def folds_name(draw: int) -> str:
+    """The file of a draw of folds, from 1."""
+    return "folds.csv" if draw == 1 else f"folds-{draw}.csv"
 
 
 def protocol_hash(folder: Path) -> str:
@@ -152,6 +170,9 @@ def _gone_on(config: CompareConfig) -> tuple[Protocol, Folds]:
     facts = _facts(config, folds, config.reference or protocol.reference)
     facts["primary"]["test"] = protocol.facts["primary"]["test"]  # another is an amendment
     methods = _methods(config)
+    if config.repeats != protocol.draws:
+        what = f"folds were drawn {protocol.draws} times, and are now asked for {config.repeats} times"
+        problems.append(Problem(what, str(config.out / NAME), "call it as it was begun, or give another --out"))
     problems += _differences(protocol.facts, facts, config.out)
     problems += _differences(
         {name: protocol.methods[name] for name in protocol.methods if name in methods}, methods, config.out
@@ -167,15 +188,17 @@ def _gone_on(config: CompareConfig) -> tuple[Protocol, Folds]:
 
 def _read_folds(config: CompareConfig, protocol: Protocol) -> Folds:
     """The folds that were written by the call that made the protocol; what they are is compared with it afterwards."""
-    path = config.out / FOLDS_NAME
-    cohort = read_cohort(path, config.train.slides)
-    if "fold" not in cohort.table:
-        raise CohortError.single(
-            "no column 'fold'", where=str(path), remedy="put back a copy of it, or give another --out"
-        )
+    draws = []
+    for number in range(1, protocol.draws + 1):
+        path = config.out / folds_name(number)
+        cohort = read_cohort(path, config.train.slides)
+        if "fold" not in cohort.table:
+            remedy = "put back a copy of it, or give another --out"
+            raise CohortError.single("no column 'fold'", where=str(path), remedy=remedy)
+        check_folds_of(cohort, config)
+        draws.append(cohort)
     excluded = tuple(protocol.facts["cohort"]["excluded"])
-    check_folds_of(cohort, config)
-    return Folds(cohort, bool(protocol.facts["folds"]["drawn"]), excluded)
+    return Folds(tuple(draws), bool(protocol.facts["folds"]["drawn"]), excluded)
 
 
 def _amended(protocol: Protocol, methods: Mapping[str, dict[str, Any]], folder: Path) -> Protocol:
@@ -286,7 +309,7 @@ def _short(value: Any) -> str:
 
 def _check_empty(folder: Path) -> None:
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if any(name != FOLDS_NAME and not name.startswith(".") and not name.endswith(".part") for name in held):
+    if any(not _FOLDS.fullmatch(name) and not name.startswith(".") and not name.endswith(".part") for name in held):
         raise RunError.single(
             "the folder holds something else than a comparison", where=str(folder), remedy="give another --out"
         )

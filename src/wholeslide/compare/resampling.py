@@ -45,14 +45,15 @@ def bootstrap(
     """Every metric of every method, on the cohort and on the same resamples of its patients.
 
     Args:
-        units: a row a unit (file, slide or patient), with columns ``patient, fold, label``.
+        units: a row a unit (file, slide or patient), with columns ``patient, fold, label``; where folds were drawn more than once,
+            a row for each draw, which the column ``draw`` tells.
         probabilities: by method, (units, classes).
         classes: the labels, in the order of the probabilities.
         resamples: how many.
         seed: of the draws.
     """
     truth = np.array([list(classes).index(label) for label in units["label"]], dtype=np.int64)
-    folds = rows_of_folds(units)
+    folds, first = rows_of_folds(units), len(rows_of_folds(_first_draw(units)))
     scored = {name: Scored(truth, found, tuple(classes)) for name, found in probabilities.items()}
     patient_of_unit, strata = fold_strata(units)
     rng = np.random.default_rng(seed)
@@ -61,9 +62,9 @@ def bootstrap(
     for times in patient_counts(strata, drawn, rng, units=len(units), rescaled=True):
         weights = times[:, patient_of_unit]
         for name, method in scored.items():
-            chunks[name].append(_metrics(method, folds, weights))
+            chunks[name].append(_metrics(method, folds, first, weights))
     once = np.ones((1, len(units)))
-    points = {name: _metrics(method, folds, once) for name, method in scored.items()}
+    points = {name: _metrics(method, folds, first, once) for name, method in scored.items()}
     return {
         name: Resampled(
             {metric: float(points[name][metric][0]) for metric in METRICS},
@@ -74,25 +75,46 @@ def bootstrap(
 
 
 def rows_of_folds(units: pd.DataFrame) -> list[np.ndarray]:
-    """The positions of each fold's units."""
+    """The positions of each fold's units, draw after draw."""
     fold = units["fold"].to_numpy(dtype=str)
-    return [np.flatnonzero(fold == name) for name in np.unique(fold)]
+    return [np.flatnonzero(fold == name) for name in dict.fromkeys(sorted(fold, key=_by_number))]
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return len(name), name
+
+
+def _first_draw(units: pd.DataFrame) -> pd.DataFrame:
+    return units[units["draw"] == units["draw"].min()] if "draw" in units else units
 
 
 def fold_strata(units: pd.DataFrame) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The number of each unit's patient, (units,) int, and which patients may stand for each other: those of a fold and class."""
+    """The number of each unit's patient, (units,) int, and which patients may stand for each other: those of a fold and class.
+
+    Where folds were drawn more than once, those of the first draw: a patient counts the same in all draws.
+    """
     names, patient_of_unit = np.unique(units["patient"].to_numpy(dtype=str), return_inverse=True)
+    first = _first_draw(units)
     strata = []
-    for rows in rows_of_folds(units):
-        inside = units.iloc[rows]
+    for rows in rows_of_folds(first):
+        inside = first.iloc[rows]
         numbers = np.searchsorted(names, np.unique(inside["patient"].to_numpy(dtype=str)))
         strata += [numbers[members] for members in patient_strata(inside)]
     return patient_of_unit, strata
 
 
-def _metrics(scored: Scored, folds: Sequence[np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """As `Scored.metrics`, but for the area under the ROC curve, which is averaged over folds."""
-    areas = [
-        Scored(scored.truth[rows], scored.probabilities[rows], scored.classes).auroc(weights[:, rows]) for rows in folds
-    ]
-    return {**scored.metrics(weights), "auroc": np.mean(areas, axis=0)}
+def _metrics(scored: Scored, folds: Sequence[np.ndarray], first: int, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """As `Scored.metrics`, but for the area under the ROC curve, which is averaged over folds.
+
+    Resamples are drawn within the ``first`` folds, those of the first draw. One may leave a fold of a later draw without a class,
+    for all methods alike: that fold is then left out of its mean.
+    """
+    areas = np.array(
+        [
+            Scored(scored.truth[rows], scored.probabilities[rows], scored.classes).auroc(weights[:, rows])
+            for rows in folds
+        ]
+    )
+    counted = ~np.isnan(areas)
+    counted[:first] = True
+    return {**scored.metrics(weights), "auroc": np.where(counted, areas, 0.0).sum(axis=0) / counted.sum(axis=0)}

@@ -116,8 +116,8 @@ def summarise(protocol: Protocol, folds: pd.DataFrame, cells: Sequence[Cell], co
     ]
     return Summary(
         rows=tuple(rows),
-        units=len(units),
-        files=len(folds),
+        units=len(units) // protocol.draws,
+        files=int(folds["file"].nunique()),
         patients=int(folds["patient"].nunique()),
         notes=(*_notes(protocol, units, resampled), *([unfit] if unfit else [])),
     )
@@ -141,11 +141,17 @@ def _resampled(
 
 
 def _units(table: pd.DataFrame, folds: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
-    """A row a unit, in the order of the cohort's files, with its fold."""
-    ordered = table.set_index("file").loc[folds["file"]].reset_index()
+    """A row a unit, in the order of the cohort's files, with its fold and draw; draw after draw."""
     unit: Unit = protocol.facts["cohort"]["unit"]
-    units = aggregate(ordered, unit, protocol.classes)
-    return units.assign(fold=units["patient"].map(dict(zip(folds["patient"], folds["fold"], strict=True))))
+    found = []
+    for draw in range(1, protocol.draws + 1):
+        names = [name for name in protocol.folds if protocol.draw_of(name) == draw]
+        inside = folds[folds["fold"].isin(names)]
+        ordered = table[table["fold"].isin(names)].set_index("file").loc[inside["file"]].reset_index()
+        units = aggregate(ordered, unit, protocol.classes)
+        fold_of = dict(zip(inside["patient"], inside["fold"], strict=True))
+        found.append(units.assign(fold=units["patient"].map(fold_of), draw=draw))
+    return pd.concat(found, ignore_index=True)
 
 
 def _figures(resampled: Resampled) -> dict[str, Figure]:
@@ -171,6 +177,8 @@ def _unfit_for_delong(protocol: Protocol, folds: pd.DataFrame, units: pd.DataFra
     """Why DeLong's test cannot be made: it is one of two classes, and takes units as independent."""
     if len(protocol.classes) != 2:
         return f"no test by DeLong: it is for two classes, and there are {len(protocol.classes)}"
+    if protocol.draws > 1:
+        return "no test by DeLong: it is for one draw of folds"
     if not folds["slide"].nunique() == folds["patient"].nunique() == len(units):
         return "no test by DeLong: it takes one slide a patient, and one unit"
     return None
@@ -232,6 +240,9 @@ def _notes(protocol: Protocol, units: pd.DataFrame, resampled: Mapping[str, Resa
     ]
     if raised:
         yield f"the calibration error of {', '.join(raised)} is below its interval: the noise of a resample only adds to it"
+    if protocol.draws > 1:
+        what = f"folds were drawn {protocol.draws} times, and figures are over all draws"
+        yield f"{what}; patients are resampled within fold and class of the first, and count the same in all"
     if len(protocol.seeds) > 1:
         what = f"probabilities are averaged over the {len(protocol.seeds)} trainings of a fold before they are scored"
         yield f"{what}; each training's own scores are in results.json"
