@@ -44,6 +44,17 @@ class TestSplitAndInspect:
         assert outcome.out.endswith(f"train {tmp_path / 'folds.csv'} --slides SLIDES --out RUN --fold 0\n")
         assert pd.read_csv(tmp_path / "folds.csv")["fold"].value_counts().to_dict() == dict.fromkeys(range(5), 4)
 
+    def test_folds_are_drawn_several_times(self, labels: Path, tmp_path: Path) -> None:
+        found = call("split", labels, "--out", tmp_path / "folds.csv", "--folds", 3, "--repeats", 2, "--seed", 4)
+        assert found.status == 0
+        draws = [pd.read_csv(tmp_path / f"folds-{number}.csv")["fold"] for number in (1, 2)]
+        assert not (tmp_path / "folds.csv").exists()
+        assert not draws[0].equals(draws[1])
+        call("split", labels, "--out", tmp_path / "second.csv", "--folds", 3, "--seed", 5)
+        assert pd.read_csv(tmp_path / "second.csv")["fold"].equals(draws[1])
+        told = refused("split", labels, "--out", tmp_path / "x.csv", "--repeats", 2)
+        assert told == ["not a number of draws (--repeats 2): give 1 or more, with --folds"]
+
     def test_a_split_that_is_drawn_anew_is_told(self, labels: Path, tmp_path: Path) -> None:
         first, second = tmp_path / "first.csv", tmp_path / "second.csv"
         assert "drawn anew" not in call("split", labels, "--out", first).err
