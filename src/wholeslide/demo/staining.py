@@ -44,8 +44,8 @@ class Specimen:
         canvas = Image.new("F", (self.size.width, self.size.height))
         ImageDraw.Draw(canvas).polygon([(x, y) for x, y in self.px_outline + self.px_origin], fill=1)
         tissue: _Field = np.asarray(canvas)
-        eosin = (0.42 + 0.10 * _cloud(self.size, 90, rng) + 0.05 * _cloud(self.size, 7, rng)) * tissue
-        stroma = (0.10 + 0.03 * _cloud(self.size, 40, rng) + 0.02 * _cloud(self.size, 3, rng)) * tissue
+        eosin = (0.42 + 0.10 * cloud(self.size, 90, rng) + 0.05 * cloud(self.size, 7, rng)) * tissue
+        stroma = (0.10 + 0.03 * cloud(self.size, 40, rng) + 0.02 * cloud(self.size, 3, rng)) * tissue
         grain = rng.standard_normal(tissue.shape, dtype=np.float32) * np.float32(0.012)
         images: dict[Arrangement, RgbImage] = {}
         for arrangement, px_centres in self.layout.px_centres.items():
@@ -113,7 +113,7 @@ def _outline(tissue: Size, rng: np.random.Generator) -> Points:
     return np.asarray((points - low) / (high - low) * (tissue.width, tissue.height))
 
 
-def _cloud(size: Size, grain_px: int, rng: np.random.Generator) -> _Field:
+def cloud(size: Size, grain_px: int, rng: np.random.Generator) -> _Field:
     """Smooth noise ``(height, width)`` of about zero mean, whose lumps are about ``grain_px`` wide."""
     coarse_size = Size(size.width // grain_px + 3, size.height // grain_px + 3)
     coarse = Image.fromarray(rng.standard_normal((coarse_size.height, coarse_size.width), dtype=np.float32))
