@@ -133,6 +133,16 @@ def test_a_copy_does_not_keep_the_workers_of_its_parent_alive(tmp_path: Path) ->
     assert subprocess.run(words, check=False, timeout=60).returncode == 0, "it sees that its connection has ended"
 
 
+def test_workers_end_with_the_process_that_asked_them(tmp_path: Path) -> None:
+    program = "import sys; from pathlib import Path; from wholeslide.slides.opening import open_slide\n"
+    program += "open_slide(Path(sys.argv[1]), decoders='processes')\n"
+    program += "from wholeslide.slides import workers; print(*(w.process.pid for w in workers._WORKERS))"
+    words = [sys.executable, "-W", "always::ResourceWarning", "-c", program, str(grey(tmp_path / "a.png"))]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    assert not psutil.pid_exists(int(done.stdout)), "it was waited for"
+
+
 def test_a_decoder_that_hangs_costs_its_slide_only(
     pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

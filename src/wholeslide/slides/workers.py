@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
@@ -99,9 +100,13 @@ class Worker:
             raise SlideError(answer.problems)
         return answer
 
+    def hang_up(self) -> None:
+        """Let it end, without waiting for that."""
+        self._connection.close()
+
     def end(self) -> int:
         """Let it end; its exit status, negative for a signal."""
-        self._connection.close()
+        self.hang_up()
         try:
             return self.process.wait(_ENDING_SECONDS)
         except subprocess.TimeoutExpired:
@@ -222,6 +227,9 @@ class Workers:
         taken: list[Worker | None] = []
         try:
             self._take_idle(taken)
+            for worker in taken:
+                if worker is not None:
+                    worker.hang_up()  # all end at the same time
             for number, worker in enumerate(taken):
                 taken[number] = None
                 if worker is not None:
@@ -266,8 +274,10 @@ _POOLS: WeakSet[Workers] = WeakSet()
 
 @functools.cache
 def decoding_processes() -> Workers:
-    """Shared by all slides of a process."""
-    return Workers(usable_cores())
+    """Shared by all slides of a process, and ended with it."""
+    pool = Workers(usable_cores())
+    atexit.register(pool.end)
+    return pool
 
 
 def _begin_anew() -> None:
