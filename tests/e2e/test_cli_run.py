@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +29,20 @@ from cli_cases import (
     tiff,
 )
 
+from wholeslide.slides import opening
+from wholeslide.slides.lock import alone_in, alone_on
+from wholeslide.slides.workers import Workers
+
 PREDICTED = ["file", "slide", "patient", "prediction", "prob_a", "prob_b", "error"]
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Whether slides have been read by processes of their own in this test; the run itself reads PNG in threads."""
+    pool = Workers(1)
+    monkeypatch.setattr(opening, "decoding_processes", lambda: pool)
+    yield lambda: pool._idle.queue[0] is not None
+    pool.end()
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +142,28 @@ class TestEvaluate:
         for path in folder.glob("*.png"):
             (tmp_path / path.name).symlink_to(path)
         assert call("evaluate", folder / "run", "--slides", tmp_path, "--quiet").status == 0
+
+    def test_is_read_by_the_decoders_that_are_asked_for(self, folder: Path, apart: Callable[[], bool]) -> None:
+        before = (folder / "run" / "predictions" / "test.csv").read_text()
+        assert call("evaluate", folder / "run", "--quiet").status == 0
+        assert not apart()
+        assert call("evaluate", folder / "run", "--decoders", "processes", "--quiet").status == 0
+        assert apart()
+        assert (folder / "run" / "predictions" / "test.csv").read_text() == before
+
+    def test_a_second_one_at_the_same_files_is_refused(self, folder: Path) -> None:
+        numbers = folder / "run" / "metrics" / "test.json"
+        with alone_on(numbers):
+            assert refused("evaluate", folder / "run", "--quiet") == [
+                f"another process is writing this file ({numbers}): wait until it has ended"
+            ]
+            assert call("evaluate", folder / "run", "--split", "valid", "--quiet").status == 0
+        assert call("evaluate", folder / "run", "--quiet").status == 0
+        assert not list(numbers.parent.glob("*.lock"))
+
+    def test_goes_on_beside_a_training(self, folder: Path) -> None:
+        with alone_in(folder / "run"):
+            assert call("evaluate", folder / "run", "--quiet").status == 0
 
     def test_an_unknown_split(self, folder: Path) -> None:
         assert refused("evaluate", folder / "run", "--split", "tset") == [
@@ -246,6 +282,19 @@ class TestPredict:
         assert list(table["file"]) == [str(folder / "s0.png"), str(slide), str(folder / "s1.png")]
         assert list(table["error"]) == ["", "", ""]
         assert table["prob_a"][0] == float(first["prob_a"][0])
+
+    def test_resume_goes_on_with_other_decoders(self, folder: Path, tmp_path: Path, apart: Callable[[], bool]) -> None:
+        out, whole = tmp_path / "new.csv", tmp_path / "whole.csv"
+        assert call("predict", folder / "run", folder / "s0.png", "--out", out, "--quiet").status == 0
+        assert not apart()
+        slides = [folder / "s0.png", folder / "s1.png"]
+        outcome = call(
+            "predict", folder / "run", *slides, "--out", out, "--decoders", "processes", "--resume", "--quiet"
+        )
+        assert outcome.out == f"1 slides predicted, 1 before, 0 could not be read: {out}\n"
+        assert apart()
+        assert call("predict", folder / "run", *slides, "--out", whole, "--quiet").status == 0
+        assert out.read_bytes() == whole.read_bytes()
 
     def test_resume_tells_slides_of_one_name_apart(self, folder: Path, tmp_path: Path) -> None:
         lists = []

@@ -11,9 +11,10 @@ import pytest
 from train_tiny import make_cohort, tiny_config
 
 from wholeslide.cli import main
-from wholeslide.errors import CohortError, ConfigError
+from wholeslide.errors import CohortError, ConfigError, RunError
 from wholeslide.metrics import evaluate
 from wholeslide.predict import evaluate_external, predict
+from wholeslide.slides.lock import alone_on
 from wholeslide.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("arithmetic")
@@ -55,6 +56,14 @@ def test_the_command_names_it_after_its_manifest(run: Path, others: Path, capsys
     error = capsys.readouterr().err
     assert "two cohorts (--manifest and --split): give one of the two" in error
     assert "no folder of slides (--manifest): give the other cohort's with --slides" in error
+
+
+def test_a_second_one_of_the_same_name_is_refused(run: Path, others: Path) -> None:
+    numbers = run / "metrics" / "external-b.json"
+    with alone_on(numbers):
+        with pytest.raises(RunError, match=r"is writing this file \(.*external-b\.json\): wait until it has ended$"):
+            evaluate_external(run, others, others.parent, name="b")
+        evaluate_external(run, others, others.parent, name="c", decoders="threads")
 
 
 def test_what_the_run_has_seen_is_refused_all_together(run: Path, manifest: Path, others: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from wholeslide.errors import RunError
 from wholeslide.predict.output import MadeWith, PredictionOutput, record_path, row_writer
 from wholeslide.predict.table import Row, columns_of, read_rows
+from wholeslide.slides.config import SlideConfig
 
 COLUMNS = columns_of(["a", "b"])
 MADE_WITH = MadeWith("0123", {"mpp": "2.0", "mpp_override": "None"})
@@ -145,6 +146,17 @@ def test_other_origins_are_refused(table: Path) -> None:
         "--mpp 2.0, not 1.0",
         "--mpp-override None, not 0.5",
     ]
+
+
+def test_where_files_are_decoded_makes_no_other_table(table: Path) -> None:
+    one, other = (MadeWith.of("0123", SlideConfig(decoders=place)) for place in ("threads", "processes"))
+    assert one == other
+    assert "icc" in one.reading
+    record = record_path(table)
+    older = json.loads(record.read_text())
+    older["reading"] = one.reading | {"decoders": "auto"}  # as it was once recorded
+    record.write_text(json.dumps(older))
+    assert [row["file"] for row in output(table, other).rows] == ["one"]
 
 
 def test_a_table_without_its_record_is_refused(table: Path) -> None:

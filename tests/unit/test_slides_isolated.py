@@ -24,7 +24,9 @@ from wholeslide.slides import opening, workers
 from wholeslide.slides.fast_reader import FastReader
 from wholeslide.slides.isolated_reader import IsolatedReader
 from wholeslide.slides.opening import open_slide
-from wholeslide.slides.workers import Serving, SlideFile, Workers
+from wholeslide.slides.slide_file import SlideFile
+from wholeslide.slides.worker import Serving
+from wholeslide.slides.workers import Workers
 
 #: A worker in which the decoder of files of some name kills the process.
 CRASHING = """
@@ -142,11 +144,11 @@ class Closing:
         self._closed.append(self.path)
 
 
-def test_a_worker_closes_what_nobody_keeps_open() -> None:
+def test_a_worker_closes_what_nobody_keeps_open(tmp_path: Path) -> None:
     closed: list[Path] = []
     ours, theirs = Pipe()
     serving = Serving(lambda path, *, fast: Closing(path, closed))
-    slides = [SlideFile(Path(name), (0, 0, 0), fast=True) for name in "ab"]
+    slides = [SlideFile.of(picture(tmp_path / f"{name}.png"), fast=True) for name in "ab"]
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(serving.run, theirs)
         for slide in slides:
@@ -154,7 +156,7 @@ def test_a_worker_closes_what_nobody_keeps_open() -> None:
             ours.recv()
         ours.send((frozenset(slides[1:]), None, "", ()))
         assert ours.recv() is None
-        assert closed == [Path("a")]
+        assert closed == [tmp_path / "a.png"]
         ours.close()
         running.result()
 

@@ -46,6 +46,8 @@ def test_a_file_has_a_lock_of_its_own(tmp_path: Path) -> None:
     with alone_on(file), alone_on(file.with_name("other.csv")):
         with pytest.raises(RunError) as caught, alone_on(file):
             pytest.fail("two at once")
+        with pytest.raises(RunError, match=r"out\.csv\): have patience$"), alone_on(file, remedy="have patience"):
+            pytest.fail("two at once")
         assert not file.exists()
     assert str(caught.value) == (
         f"another process is writing this file ({file}): wait until it has ended, or give another --out"

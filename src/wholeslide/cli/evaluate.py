@@ -9,6 +9,7 @@ from typing import Any, Literal
 from wholeslide.cli.command import Command
 from wholeslide.cli.output import print_json, print_table, write
 from wholeslide.errors import ConfigError, Problem
+from wholeslide.slides.config import Decoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class EvaluateArguments:
         manifest: CSV of another labelled cohort, to be scored in place of a split.
         name: What the other cohort is called in the run; left out: as its manifest.
         slides: Folder of the slides: those of the other cohort, or the run's own if they have been moved since the training.
+        decoders: Where files are decoded: in threads; in processes, so that a decoder that crashes on a damaged file costs
+            that slide only; or auto, as for train. Left out: as in training.
         memory: Most memory to use, as 8GiB; left out: as in training.
         json: Write JSON.
         quiet: No progress bar.
@@ -31,6 +34,7 @@ class EvaluateArguments:
     manifest: Path | None = None
     name: str | None = None
     slides: Path | None = None
+    decoders: Decoders | None = None
     memory: str | None = None
     json: bool = False
     quiet: bool = False
@@ -51,7 +55,7 @@ def run(arguments: EvaluateArguments) -> int:
     """Score, and show the numbers."""
     from wholeslide.predict import evaluate_external, evaluate_run
 
-    how: dict[str, Any] = {"memory": arguments.memory, "quiet": arguments.quiet}
+    how: dict[str, Any] = {"decoders": arguments.decoders, "memory": arguments.memory, "quiet": arguments.quiet}
     if arguments.manifest is not None:
         assert arguments.slides is not None
         found = evaluate_external(arguments.run, arguments.manifest, arguments.slides, name=arguments.name, **how)

@@ -11,6 +11,7 @@ from wholeslide.cli.command import Command
 from wholeslide.cli.failures import MENDABLE, write_problem
 from wholeslide.cli.output import write, write_csv_line
 from wholeslide.errors import ConfigError, Problem, too_small
+from wholeslide.slides.config import Decoders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class PredictArguments:
             Left out: the rows go to stdout.
         slides: Folder of the slides that a manifest names; left out: the manifest's own folder.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
+        decoders: Where files are decoded: in threads; in processes, so that a decoder that crashes on a damaged file costs
+            that slide only; or auto, as for train. Left out: as in training.
         memory: Most memory that each process may use, as 8GiB: several on one machine take as many times that. Left out:
             as in training.
         precision: Arithmetic of the stages: fp32, bf16, or int8, which is twice as fast as bf16 on processors with 8-bit
@@ -44,6 +47,7 @@ class PredictArguments:
     out: Path | None = None
     slides: Path | None = None
     mpp_override: float | None = None
+    decoders: Decoders | None = None
     memory: str | None = None
     precision: Literal["fp32", "bf16", "int8"] | None = None
     compile: bool = False
@@ -77,6 +81,7 @@ def run(arguments: PredictArguments) -> int:
             out=arguments.out,
             slides=arguments.slides,
             mpp_override=arguments.mpp_override,
+            decoders=arguments.decoders,
             memory=arguments.memory,
             precision=arguments.precision,
             compiled=arguments.compile,

@@ -14,7 +14,7 @@ from wholeslide.errors import ConfigError, Problem, RunError, WholeslideError
 from wholeslide.geometry import Size
 from wholeslide.model.network import LocalNetwork
 from wholeslide.predict.calibration import calibration_of
-from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.config import Decoders, SlideConfig
 from wholeslide.slides.opening import open_slide
 from wholeslide.slides.scale import resolve_l0_mpp, working_sampling
 from wholeslide.streaming.config import StreamingConfig
@@ -30,6 +30,16 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 USUAL = Size(10_000, 10_000)
 """What is planned for where no slide's size can be told."""
+
+
+def open_run(path: Path, decoders: Decoders | None) -> Run:
+    """A run that was made before; its slides are decoded as ``decoders`` says, if given, which changes no pixel.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    run = Run.open(path)
+    return run if decoders is None else replace(run, config=replace(run.config, decoders=decoders))
 
 
 def trained_engine(

@@ -12,7 +12,9 @@ import pandas as pd
 
 from wholeslide.errors import Problem, RunError, SlideError, WholeslideError
 from wholeslide.metrics import METRICS, aggregate, evaluate
-from wholeslide.predict.engine import device_of, plan_for, prefetch_bytes, trained_engine
+from wholeslide.predict.engine import device_of, open_run, plan_for, prefetch_bytes, trained_engine
+from wholeslide.slides.config import Decoders
+from wholeslide.slides.lock import alone_on
 from wholeslide.train.checkpoint import disk_errors, write_atomically
 from wholeslide.train.inference import predict_slides
 from wholeslide.train.learner import Learner
@@ -29,6 +31,7 @@ def evaluate_run(
     split: str = "test",
     *,
     slides: Path | None = None,
+    decoders: Decoders | None = None,
     memory: str | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -42,6 +45,7 @@ def evaluate_run(
         run_dir: The run.
         split: ``test``, ``valid`` or ``train``.
         slides: Folder of the slides, if they have been moved since the training.
+        decoders: Where files are decoded, as `SlideConfig` has it; left out: as in training.
         memory: Most memory to use, as ``"8GiB"``; left out: the run's own plan.
         quiet: No progress bar.
 
@@ -50,10 +54,11 @@ def evaluate_run(
         and ``stages``: for each stage's own classifier, from 1, its metrics.
 
     Raises:
-        RunError: no such run, checkpoint or split; the run cannot be written; the disk is full.
+        RunError: no such run, checkpoint or split; another process evaluates it on this split; the run cannot be written; the
+            disk is full.
         SlideError: slides cannot be read: all of them together, and nothing is written.
     """
-    run = Run.open(run_dir)
+    run = open_run(run_dir, decoders)
     return score_table(run, _table(run, split, slides), split, memory=memory, quiet=quiet)
 
 
@@ -68,10 +73,16 @@ def score_table(run: Run, table: pd.DataFrame, name: str, *, memory: str | None,
         quiet: likewise.
 
     Raises:
-        RunError: there is no checkpoint; the run cannot be written; the disk is full.
+        RunError: there is no checkpoint; another process writes under this name; the run cannot be written; the disk is full.
         SlideError: slides cannot be read: all of them together, and nothing is written.
     """
     _check_writable(run)
+    with alone_on(run.path / "metrics" / f"{name}.json", remedy="wait until it has ended"):
+        return _score_alone(run, table, name, memory, quiet=quiet)
+
+
+def _score_alone(run: Run, table: pd.DataFrame, name: str, memory: str | None, *, quiet: bool) -> dict[str, Any]:
+    """`score_table`, with nobody else at the files of this name; a training of the run may go on."""
     best = run.checkpoints.pointer("best")
     engine = _engine(run, table, memory, checkpoint=best.sha256)
     problems: list[Problem] = []

@@ -15,7 +15,9 @@ from wholeslide.cohort.checks import name_files
 from wholeslide.cohort.duplicates import same_content
 from wholeslide.cohort.manifest import Cohort, read_cohort
 from wholeslide.errors import CohortError, ConfigError, Problem, WholeslideError
+from wholeslide.predict.engine import open_run
 from wholeslide.predict.evaluation import score_table
+from wholeslide.slides.config import Decoders
 from wholeslide.train.run import Run
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ def evaluate_external(
     slides: Path,
     *,
     name: str | None = None,
+    decoders: Decoders | None = None,
     memory: str | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def evaluate_external(
         manifest: CSV of the other cohort, as `train` takes it; splits in it are not looked at.
         slides: Folder of its slides.
         name: What it is called; left out: the manifest's stem.
+        decoders: Where files are decoded, as `SlideConfig` has it; left out: as in training.
         memory: Most memory to use, as ``"8GiB"``; left out: the run's own plan.
         quiet: No progress bar.
 
@@ -50,7 +54,7 @@ def evaluate_external(
         As `evaluate_run`.
 
     Raises:
-        RunError: no such run or checkpoint; the run cannot be written; the disk is full.
+        RunError: no such run or checkpoint; another process writes under this name; the run cannot be written; the disk is full.
         CohortError: all that is wrong with the manifest; labels that the run does not know; patients and files that the run was
             trained or validated on, whatever the files are called.
         ConfigError: the name is none for a file.
@@ -61,7 +65,7 @@ def evaluate_external(
         raise ConfigError.single(
             "not a name for files", where=f"--name {called}", remedy="give letters, digits, dots, dashes"
         )
-    run = Run.open(run_dir)
+    run = open_run(run_dir, decoders)
     cohort = read_cohort(manifest, slides)
     cohort = Cohort(
         cohort.table.assign(split="").drop(columns="fold", errors="ignore"), cohort.classes, cohort.slides_dir

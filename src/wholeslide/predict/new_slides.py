@@ -16,12 +16,12 @@ import pandas as pd
 
 from wholeslide.errors import ConfigError, Problem, WholeslideError
 from wholeslide.predict.calibration import calibration_of
-from wholeslide.predict.engine import Precision, device_of, plan_for, prefetch_bytes, trained_engine
+from wholeslide.predict.engine import Precision, device_of, open_run, plan_for, prefetch_bytes, trained_engine
 from wholeslide.predict.inputs import file_bytes, find_inputs, shares
 from wholeslide.predict.output import MadeWith, PredictionOutput, row_writer
 from wholeslide.predict.ranks import Ranks, device_of_rank, start_ranks
 from wholeslide.predict.table import Row, columns_of
-from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.config import Decoders, SlideConfig
 from wholeslide.slides.lock import alone_on
 from wholeslide.streaming.plan import Plan
 from wholeslide.train.inference import iterate_predictions
@@ -66,6 +66,7 @@ class _Request:
     out: Path | None
     slides: Path | None
     mpp_override: float | None
+    decoders: Decoders | None
     memory: str | None
     precision: Precision | None
     compiled: bool
@@ -115,6 +116,7 @@ def predict(
     out: Path | None = None,
     slides: Path | None = None,
     mpp_override: float | None = None,
+    decoders: Decoders | None = None,
     memory: str | None = None,
     precision: Precision | None = None,
     compiled: bool = False,
@@ -132,19 +134,17 @@ def predict(
     Args:
         run_dir: The run.
         inputs: Slides, folders that are searched for slides, and manifests without need of labels.
-        out: CSV that gets each row as soon as it is known, whatever happens then; in the end, the rows are in the order of
-            the inputs. Several processes keep a file each in ``<out>.rows`` until then. What it was made with is kept
-            beside it, in ``<out>.made-with.json``.
+        out: CSV that gets each row as soon as it is known; in the end they are in the order of the inputs. Several processes
+            keep a file each in ``<out>.rows`` until then. ``<out>.made-with.json`` tells what it was made with.
         slides: Folder of the slides that manifests name; left out: each manifest's own folder.
         mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
+        decoders: Where files are decoded, as `SlideConfig` has it; left out: as in training.
         memory: Most memory that a process may use, as ``"8GiB"``; left out: the run's own plan.
-        precision: ``"fp32"``, ``"bf16"``, or ``"int8"``, whose ranges are found on training slides once and kept in the run;
-            left out: the run's own.
+        precision: ``"fp32"``, ``"bf16"`` or ``"int8"``, whose ranges are found on training slides; left out: the run's own.
         compiled: Whether torch compiles the stages first, which needs a compiler and takes a minute or more.
         devices: Processes on this machine, each with a device of its own; left out: one, or as many as were started.
         nodes: Machines; left out: likewise.
-        resume: Go on with ``out``: what has a prediction there is skipped, what had an error is tried again. Slides are
-            told apart by their paths.
+        resume: Go on with ``out``: predictions are kept, errors tried again. Slides are told apart by their paths.
         on_row: Is given each row of this process, the table's columns and the row's problems.
         quiet: No progress bar.
 
@@ -162,6 +162,7 @@ def predict(
         out=out,
         slides=slides,
         mpp_override=mpp_override,
+        decoders=decoders,
         memory=memory,
         precision=precision,
         compiled=compiled,
@@ -189,7 +190,7 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     if request.out is None and processes > 1:
         what, remedy = "the rows of several processes would mix on stdout", "name a file for them"
         raise ConfigError.single(what, where="--out", remedy=remedy)
-    run = Run.open(request.run_dir)
+    run = open_run(request.run_dir, request.decoders)
     slide_config, checkpoint = run.slide_config, run.checkpoints.pointer("best").sha256
     if request.mpp_override is not None:
         slide_config = dataclasses.replace(slide_config, mpp_override=request.mpp_override)

@@ -21,7 +21,10 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class MadeWith:
-    """What every row of a table has in common: the checkpoint's hash, and by option how slides are read."""
+    """What every row of a table has in common: the checkpoint's hash, and by option how slides are read.
+
+    Where their files are decoded is not among the options: the pixels are the same.
+    """
 
     checkpoint: str
     reading: dict[str, str]
@@ -31,7 +34,8 @@ class MadeWith:
         cls, checkpoint: str, slide_config: SlideConfig, *, precision: str | None = None, compiled: bool = False
     ) -> MadeWith:
         """What predictions of a checkpoint of this hash are made with."""
-        options = {field.name: str(getattr(slide_config, field.name)) for field in dataclasses.fields(slide_config)}
+        names = [field.name for field in dataclasses.fields(slide_config) if field.name != "decoders"]
+        options = {name: str(getattr(slide_config, name)) for name in names}
         options |= {"precision": str(precision), "compile": str(compiled)}
         return cls(checkpoint, options)
 

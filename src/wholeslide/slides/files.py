@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,13 +19,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_atomically(path: Path) -> Iterator[Path]:
     """Write a file beside its place, and rename it there when the block ends well; else nothing is left.
 
+    Of several processes that write it at the same time, each has a place of its own: the file is the last one's, whole.
+
     Yields:
         The path to write to.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    beside = path.with_name(part_name(path.name))
+    beside = path.with_name(part_name(f"{secrets.token_hex(4)}.{path.name}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from wholeslide.geometry import Box
 from wholeslide.slides.readers import Pixels, Rgb, SlideReader
-from wholeslide.slides.workers import SlideFile, Workers
+from wholeslide.slides.slide_file import SlideFile
+from wholeslide.slides.workers import Workers
 
 
 class IsolatedReader(SlideReader):

@@ -19,6 +19,7 @@ LOCK_NAME = ".lock"
 HELD = (errno.EAGAIN, errno.EACCES)
 UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 FILE_IS_TAKEN = "another process is writing this file"
+_REMEDY = "wait until it has ended, or give another --out"
 
 
 @contextmanager
@@ -39,13 +40,17 @@ def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def alone_on(file: Path) -> Iterator[None]:
+def alone_on(file: Path, *, remedy: str = _REMEDY) -> Iterator[None]:
     """Keep other processes from a file for a block, by a lock on ``<file>.lock``, as :func:`alone_in` does.
+
+    Args:
+        file: what is written in the block.
+        remedy: what a second process is told to do.
 
     Raises:
         RunError: another process is in a block of the same file, or the folder cannot be written.
     """
-    with _alone(file.with_name(f"{file.name}.lock"), guarded=file, what=FILE_IS_TAKEN):
+    with _alone(file.with_name(f"{file.name}.lock"), guarded=file, what=FILE_IS_TAKEN, remedy=remedy):
         yield
 
 
@@ -59,10 +64,10 @@ def lock_open_file(handle: int, path: Path) -> None:
 
 
 @contextmanager
-def _alone(lock: Path, *, guarded: Path, what: str, wait: bool = False) -> Iterator[None]:
+def _alone(lock: Path, *, guarded: Path, what: str, remedy: str = _REMEDY, wait: bool = False) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = _locked(lock, guarded, what, wait=wait)
+        handle = _locked(lock, guarded, what, remedy, wait=wait)
     except OSError as error:
         raise cannot_write(guarded, error) from error
     try:
@@ -73,12 +78,12 @@ def _alone(lock: Path, *, guarded: Path, what: str, wait: bool = False) -> Itera
         os.close(handle)
 
 
-def _locked(path: Path, guarded: Path, what: str, *, wait: bool) -> int:
+def _locked(path: Path, guarded: Path, what: str, remedy: str, *, wait: bool) -> int:
     """An open, locked handle of a file that is still there."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(handle, guarded, what, wait=wait)
+            _lock(handle, guarded, what, remedy, wait=wait)
         except BaseException:
             os.close(handle)
             raise
@@ -87,14 +92,12 @@ def _locked(path: Path, guarded: Path, what: str, *, wait: bool) -> int:
         os.close(handle)  # the process before removed it between our opening and our locking
 
 
-def _lock(handle: int, guarded: Path, what: str, *, wait: bool = False) -> None:
+def _lock(handle: int, guarded: Path, what: str, remedy: str = _REMEDY, *, wait: bool = False) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno in HELD:
-            raise RunError.single(
-                what, where=str(guarded), remedy="wait until it has ended, or give another --out"
-            ) from None
+            raise RunError.single(what, where=str(guarded), remedy=remedy) from None
         if error.errno not in UNSUPPORTED:
             raise
         logger.warning("%s: this file system has no locks; see that no other process writes there", guarded)

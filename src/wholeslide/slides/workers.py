@@ -1,59 +1,51 @@
-"""Processes that open and read slides, so that a decoder that crashes ends none but its own."""
+"""Processes that open and read slides, so that a decoder that crashes, or never ends, ends none but its own."""
 
 from __future__ import annotations
 
+import atexit
 import functools
+import logging
 import os
 import queue
 import signal
 import socket
 import subprocess
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 from wholeslide.errors import ConfigError, Problem, SlideError
 from wholeslide.slides.decoders import usable_cores
-from wholeslide.slides.readers import CONVERT_REMEDY, Rgb, SlideReader, slide_error
+from wholeslide.slides.readers import CONVERT_REMEDY, slide_error
+from wholeslide.slides.slide_file import SlideFile
 
-#: Slides that a worker keeps open.
-_OPEN_SLIDES = 2
+logger = logging.getLogger(__name__)
+
 #: What a worker runs, given the number of its end of the connection.
 _PROGRAM = "from wholeslide.slides.worker import serve; serve({})"
+#: How long a worker may take for an answer. A slide of one single strip, decoded whole from a slow disk, takes minutes.
+_PATIENCE_SECONDS = 600.0
+_LOOK_SECONDS = 1.0
+#: How long a worker may take to end, which has nothing left to do.
+_ENDING_SECONDS = 10.0
+_SILENT_REMEDY = f"see whether the disk that it lies on answers; if it does, {CONVERT_REMEDY}"
+_START_REMEDY = "see what it says above, or give --decoders threads"
+
+
+class _SilentError(Exception):
+    """A worker has not answered in time."""
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """A slide's problems, on their way to the process that asked."""
 
     problems: tuple[Problem, ...]
-
-
-@dataclass(frozen=True)
-class SlideFile:
-    """A file as it was when it was opened: what replaces it later is another one.
-
-    ``fast`` is whether its tiles are decoded directly.
-    """
-
-    path: Path
-    stamp: tuple[int, int, int]
-    fast: bool
-
-    @classmethod
-    def of(cls, path: Path, *, fast: bool) -> SlideFile:
-        """What lies there now.
-
-        Raises:
-            OSError: there is nothing.
-        """
-        found = path.stat()
-        return cls(path, (found.st_mtime_ns, found.st_size, found.st_ino), fast)
 
 
 class Worker:
@@ -65,6 +57,8 @@ class Worker:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        _WORKERS.add(self)
         where = os.pathsep.join(
             folder for folder in sys.path if folder
         )  # not the folder that the user happens to be in
@@ -76,13 +70,18 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": where},
             )
-        self._connection = Connection(ours.detach())
         try:
-            self._connection.recv()  # it is there
+            self._heard()  # it is there
         except (EOFError, OSError) as error:
             what = f"a process that decodes slides cannot be started ({_told(self.end())})"
-            remedy = "see what it says above, or give --decoders threads"
-            raise ConfigError.single(what, where="--decoders", remedy=remedy) from error
+            raise ConfigError.single(what, where="--decoders", remedy=_START_REMEDY) from error
+        except _SilentError as error:
+            self.kill()
+            what = f"a process that decodes slides did not start within {_PATIENCE_SECONDS:g} s"
+            raise ConfigError.single(what, where="--decoders", remedy=_START_REMEDY) from error
+        except BaseException:
+            self.kill()
+            raise
 
     def ask(self, opened: frozenset[SlideFile], slide: SlideFile | None, method: str = "", *arguments: Any) -> Any:
         """What a method of the slide's reader gives; readers of slides that are not ``opened`` are closed.
@@ -90,42 +89,80 @@ class Worker:
         Raises:
             SlideError: the slide cannot be opened or read.
             EOFError: the process has ended.
+            _SilentError: it has not answered in time, and may still do so.
         """
         try:
             self._connection.send((opened, slide, method, arguments))
-            answer = self._connection.recv()
+            answer = self._heard()
         except OSError as error:  # it has ended, maybe in the middle of its answer
             raise EOFError from error
-        if isinstance(answer, _Failure):
+        if isinstance(answer, Failure):
             raise SlideError(answer.problems)
         return answer
 
+    def hang_up(self) -> None:
+        """Let it end, without waiting for that."""
+        self._connection.close()
+
     def end(self) -> int:
         """Let it end; its exit status, negative for a signal."""
-        self._connection.close()
-        return self.process.wait()
+        self.hang_up()
+        try:
+            return self.process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -signal.SIGKILL
 
     def kill(self) -> None:
         """End it in the middle of an answer, which nobody will hear."""
         self.process.kill()
-        self.end()
+        self._connection.close()
+        with suppress(subprocess.TimeoutExpired):  # one that waits for a disk that is gone ends when the disk is back
+            self.process.wait(_ENDING_SECONDS)
+
+    def leave(self) -> None:
+        """Leave it to the process that this one is a copy of."""
+        with suppress(OSError):  # another thread was closing it
+            self._connection.close()
+        if hasattr(self, "process"):
+            self.process.returncode = 0  # not this process's child, and not to be waited for
+
+    def _heard(self) -> Any:
+        """What it says. The wait is counted in looks: a time in which all of this is stopped (Ctrl-Z) is one look.
+
+        Raises:
+            EOFError, OSError: it has ended.
+            _SilentError: it says nothing.
+        """
+        waited_seconds = 0.0
+        while not self._connection.poll(_LOOK_SECONDS):
+            waited_seconds += _LOOK_SECONDS
+            if waited_seconds >= _PATIENCE_SECONDS:
+                raise _SilentError
+        return self._connection.recv()
 
 
 class Workers:
-    """As many workers as there are cores, started when they are needed."""
+    """As many workers as there are cores, started when they are needed; a copy of this process starts its own."""
 
     def __init__(self, count: int) -> None:
-        self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
-        for _ in range(count):
-            self._idle.put(None)
+        self._count = count
         self._opened: Counter[SlideFile] = Counter()
+        self.begin()
+        _POOLS.add(self)
+
+    def begin(self) -> None:
+        """Have no worker started, and nobody at work with one; slides that are open stay so."""
+        self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        for _ in range(self._count):
+            self._idle.put(None)
         self._changing = Lock()
 
     def open(self, slide: SlideFile) -> Any:
         """The reader's attributes; workers keep it open until it is closed as often as it was opened.
 
         Raises:
-            SlideError: it cannot be opened, or the worker crashed.
+            SlideError: it cannot be opened, or the worker crashed or did not answer.
             ConfigError: no worker can be started.
         """
         with self._changing:
@@ -143,23 +180,21 @@ class Workers:
             if self._opened[slide] > 0:
                 return
             del self._opened[slide]
-        for worker in self._all_idle():
-            if worker is None:
-                self._idle.put(None)
-                continue
-            try:
-                worker.ask(self._kept(), None)
-            except EOFError:
-                worker.end()
-                self._idle.put(None)
-            else:
-                self._idle.put(worker)
+        taken: list[Worker | None] = []
+        try:
+            self._take_idle(taken)
+            for number, worker in enumerate(taken):
+                taken[number] = None
+                if worker is not None and self._lets_go(worker, slide):
+                    taken[number] = worker
+        finally:
+            self._put_back(taken)
 
     def ask(self, slide: SlideFile, method: str, *arguments: Any) -> Any:
         """See :meth:`Worker.ask`.
 
         Raises:
-            SlideError: as there, and where the worker crashed; the next one that is asked is a new one.
+            SlideError: as there, and where the worker crashed or did not answer; the next one that is asked is a new one.
             ConfigError: no worker can be started.
         """
         worker = self._idle.get()
@@ -171,96 +206,90 @@ class Workers:
             raise
         except EOFError:
             assert worker is not None
-            status, worker = worker.end(), None
-            raise slide_error(f"its decoder crashed ({_told(status)})", slide.path, CONVERT_REMEDY) from None
+            ended, worker = worker, None
+            raise slide_error(f"its decoder crashed ({_told(ended.end())})", slide.path, CONVERT_REMEDY) from None
+        except _SilentError:
+            assert worker is not None
+            ended, worker = worker, None
+            ended.kill()
+            what = f"its decoder gave no answer within {_PATIENCE_SECONDS:g} s, and was ended"
+            raise slide_error(what, slide.path, _SILENT_REMEDY) from None
         except BaseException:
             if worker is not None:  # its answer is still to come, and must not be taken for that to another question
-                worker.kill()
-                worker = None
+                ended, worker = worker, None
+                ended.kill()
             raise
         finally:
             self._idle.put(worker)
 
     def end(self) -> None:
         """End all that are idle."""
-        for worker in self._all_idle():
-            if worker is not None:
-                worker.end()
-            self._idle.put(None)
+        taken: list[Worker | None] = []
+        try:
+            self._take_idle(taken)
+            for worker in taken:
+                if worker is not None:
+                    worker.hang_up()  # all end at the same time
+            for number, worker in enumerate(taken):
+                taken[number] = None
+                if worker is not None:
+                    worker.end()
+        finally:
+            self._put_back(taken)
+
+    def _lets_go(self, worker: Worker, slide: SlideFile) -> bool:
+        """Whether a worker has closed a slide and goes on; it has ended otherwise."""
+        try:
+            worker.ask(self._kept(), None)
+        except EOFError:
+            worker.end()
+            return False
+        except _SilentError:
+            worker.kill()
+            what = "%s: its decoder did not close it within %g s, and was ended"
+            logger.warning(what, slide.path, _PATIENCE_SECONDS)
+            return False
+        except BaseException:
+            worker.kill()
+            raise
+        return True
 
     def _kept(self) -> frozenset[SlideFile]:
         with self._changing:
             return frozenset(self._opened)
 
-    def _all_idle(self) -> list[Worker | None]:
-        """Taken from the queue, those first that are to be put back first."""
-        found: list[Worker | None] = []
+    def _take_idle(self, taken: list[Worker | None]) -> None:
         with suppress(queue.Empty):
             while True:
-                found.append(self._idle.get_nowait())
-        return found[::-1]
+                taken.append(self._idle.get_nowait())
+
+    def _put_back(self, taken: list[Worker | None]) -> None:
+        for worker in reversed(taken):
+            self._idle.put(worker)
+
+
+_WORKERS: WeakSet[Worker] = WeakSet()
+_POOLS: WeakSet[Workers] = WeakSet()
 
 
 @functools.cache
 def decoding_processes() -> Workers:
-    """Shared by all slides of a process."""
-    return Workers(usable_cores())
+    """Shared by all slides of a process, and ended with it."""
+    pool = Workers(usable_cores())
+    atexit.register(pool.end)
+    return pool
 
 
-if hasattr(os, "register_at_fork"):  # a copy of this process must not talk over the same connections
-    os.register_at_fork(after_in_child=decoding_processes.cache_clear)
+def _begin_anew() -> None:
+    """In a copy of this process, which must not talk over the same connections; nor may they outlast those who made them."""
+    for worker in list(_WORKERS):
+        worker.leave()
+    for pool in list(_POOLS):
+        pool.begin()
 
 
-class Serving:
-    """The worker's side: opens slides as they are asked for."""
-
-    def __init__(self, open_slide: Any) -> None:
-        self._open_slide = open_slide
-        self._readers: OrderedDict[SlideFile, SlideReader] = OrderedDict()
-
-    def run(self, connection: Connection) -> None:
-        """Answer until the other side ends."""
-        with suppress(EOFError, OSError):
-            while True:
-                opened, slide, method, arguments = connection.recv()
-                for other in self._readers.keys() - opened:
-                    self._readers.pop(other).close()
-                connection.send(None if slide is None else self._answer(slide, method, arguments))
-
-    def _answer(self, slide: SlideFile, method: str, arguments: tuple[Any, ...]) -> Any:
-        try:
-            return getattr(self, method)(self._reader(slide), *arguments)
-        except SlideError as error:
-            return _Failure(error.problems)
-        except Exception as error:
-            return _Failure((Problem(f"cannot be read: {error!r}", str(slide.path), CONVERT_REMEDY),))
-
-    def describe(self, reader: SlideReader) -> dict[str, Any]:
-        """The attributes of the reader, by name."""
-        names = ("vendor", "levels", "l0_mpp", "l0_bounds", "is_plain_image", "description", "icc_profile")
-        return {name: getattr(reader, name) for name in names}
-
-    def reduction_for(self, reader: SlideReader, level: int, ratio_x: float, ratio_y: float) -> int:
-        """As the reader tells."""
-        return reader.reduction_for(level, ratio_x, ratio_y)
-
-    def read_level(self, reader: SlideReader, level: int, box: Any, background_rgb: Rgb, reduction: int) -> Any:
-        """Pixels, and whether any so far was transparent."""
-        pixels = reader.read_level(level, box, background_rgb, reduction=reduction)
-        return pixels, reader.met_transparency
-
-    def _reader(self, slide: SlideFile) -> SlideReader:
-        if slide not in self._readers:
-            while len(self._readers) >= _OPEN_SLIDES:
-                self._readers.popitem(last=False)[1].close()
-            self._readers[slide] = self._open_slide(slide.path, fast=slide.fast)
-        self._readers.move_to_end(slide)
-        return self._readers[slide]
-
-
-def ignore_interrupts() -> None:
-    """Ctrl-C reaches all processes of a terminal; this one ends with the one that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _told(status: int) -> str:
