@@ -48,7 +48,19 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 """Packages whose distribution has another name."""
-COMMANDS = ("demo", "inspect", "split", "prepare", "features", "train", "evaluate", "predict", "compare")
+COMMANDS = (
+    "demo",
+    "inspect",
+    "cohort gdc",
+    "cohort lks",
+    "split",
+    "prepare",
+    "features",
+    "train",
+    "evaluate",
+    "predict",
+    "compare",
+)
 COMMANDS += ("verify", "doctor")
 
 
@@ -181,7 +193,7 @@ def test_the_torch_check_can_fail() -> None:
     assert list(torch_faults("x.py", "def f():\n    from torch.nn import Module")) == ["x.py:2: imports torch.nn"]
 
 
-@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
+@pytest.mark.parametrize("words", [["--help"], *([*command.split(), "--help"] for command in COMMANDS)])
 def test_help_does_not_import_torch(words: list[str]) -> None:
     program = (
         "import sys\nfrom wholeslide.cli import main\n"

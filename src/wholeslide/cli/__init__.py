@@ -21,6 +21,8 @@ from wholeslide.cli.command import Command
 COMMANDS = {
     "demo": "Train on a made-up cohort and see every part work, in a few minutes.",
     "inspect": "Show how a slide would be read: size, scale, tissue.",
+    "cohort gdc": "Build a manifest of TCGA's diagnostic slides from the tables of the GDC portal.",
+    "cohort lks": "Build a manifest of the Liver-Kidney-Stomach slides from their folder.",
     "split": "Split a manifest into training, validation and test, or into folds, never cutting a patient.",
     "prepare": "Write slides at the working resolution, so that training reads them faster.",
     "features": "Encode the patches of slides with a frozen network, and write their features.",

@@ -31,6 +31,7 @@ METAVARS = {
     "cells": "I/N|slurm",
     "inputs": "SLIDE|FOLDER|MANIFEST",
     "slide": "SLIDE",
+    "tables": "TABLE",
 }
 """What stands for a value in the help, where the type alone says too little."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,8 @@ def run(arguments: SplitArguments) -> int:
     cohort = read_cohort(arguments.manifest)
     replaced = "fold" if draw.folds is not None else "split"
     if replaced in cohort.table.columns and cohort.table[replaced].fillna("").astype(str).str.strip().ne("").any():
-        write_line(f"the column {replaced} of {arguments.manifest} is drawn anew")
+        kept = ", but for what is tested" if draw.keep_test else ""
+        write_line(f"the column {replaced} of {arguments.manifest} is drawn anew{kept}")
     for number in range(draw.repeats):
         out = arguments.out
         if draw.repeats > 1:
@@ -56,13 +58,14 @@ def run(arguments: SplitArguments) -> int:
 
 def _write(cohort: Cohort, draw: SplitConfig, out: Path) -> None:
     """One draw, written, and its counts."""
-    from wholeslide.cohort.splits import fold_cohort, split_cohort, write_split
+    from wholeslide.cohort.splits import divide_around_test, fold_cohort, split_cohort, write_split
 
     if draw.folds is not None:
         cohort = fold_cohort(cohort, folds=draw.folds, group=draw.group, seed=draw.seed)
         column, parts = "fold", [str(number) for number in range(draw.folds)]
     else:
-        cohort = split_cohort(cohort, fractions=draw.fractions, group=draw.group, seed=draw.seed)
+        divide = divide_around_test if draw.keep_test else split_cohort
+        cohort = divide(cohort, fractions=draw.fractions, sizes=draw.sizes, group=draw.group, seed=draw.seed)
         column, parts = "split", [name for name in SPLITS if len(cohort.split(name))]
     write_split(cohort, out)
     rows = []
@@ -71,8 +74,17 @@ def _write(cohort: Cohort, draw: SplitConfig, out: Path) -> None:
         counts = [int((inside["label"] == name).sum()) for name in cohort.classes]
         rows.append([part, inside["patient"].nunique(), len(inside), *counts])
     print_table([column, "patients", "files", *cohort.classes], rows)
+    if draw.sizes is not None:
+        found = [len(cohort.split(name)) for name in SPLITS]
+        write(
+            f"Asked for {_listed(draw.sizes)} files ({sum(draw.sizes)}): {_listed(found)} of the {sum(found)} there are."
+        )
     fold = " --fold 0" if column == "fold" else ""
     write(f"Written to {out}. Next: wholeslide train {out} --slides SLIDES --out RUN{fold}")
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return "/".join(map(str, sizes))
 
 
 COMMAND = Command(

@@ -3,7 +3,8 @@
 Groups are what must stay together: the patients, joined wherever a value of ``--group`` links them. A group belongs to
 the stratum of its *set* of labels, so that patients with both benign and malignant files are spread over the parts as
 well. Each stratum is divided in the asked proportions, to within a group or so; which group goes where is drawn by the
-seed, and of several draws the one is taken whose parts come closest to the proportions in files of each class.
+seed, and of several draws the one is taken whose parts come closest to the proportions in files of each class. Where
+sizes are asked for in place of proportions, single groups are moved or exchanged until they are met.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wholeslide.cohort.checks import group_problems
-from wholeslide.cohort.config import DEFAULT_FRACTIONS, SPLITS, Fractions, check_folds, check_fractions
+from wholeslide.cohort.checks import group_problems, name_files
+from wholeslide.cohort.config import (
+    DEFAULT_FRACTIONS,
+    SPLITS,
+    Fractions,
+    Sizes,
+    check_folds,
+    check_fractions,
+    check_sizes,
+)
 from wholeslide.cohort.manifest import Cohort
+from wholeslide.cohort.sizes import CLASS_LACKING, apportioned, meet_sizes, unlikeness
 from wholeslide.errors import CohortError, Problem
 from wholeslide.slides.files import write_atomically
 
@@ -25,19 +35,81 @@ _DRAWS = 8
 
 
 def split_cohort(
-    cohort: Cohort, *, fractions: Fractions = DEFAULT_FRACTIONS, group: str = "patient", seed: int = 0
+    cohort: Cohort,
+    *,
+    fractions: Fractions = DEFAULT_FRACTIONS,
+    sizes: Sizes | None = None,
+    group: str = "patient",
+    seed: int = 0,
 ) -> Cohort:
     """The cohort with a drawn ``split``; an earlier split is replaced.
 
+    ``sizes`` are files, in place of the fractions: scaled to the files that there are, and met as nearly as whole groups
+    allow.
+
     Raises:
-        ConfigError: the fractions are not three parts of 1.
+        ConfigError: the fractions are not three parts of 1, or the sizes no numbers of files.
         CohortError: no such group column, or a class has too few groups to be in every part.
     """
+    if sizes is not None:
+        check_sizes(sizes)
+        fractions = (sizes[0] / sum(sizes), sizes[1] / sum(sizes), sizes[2] / sum(sizes))
     check_fractions(fractions)
     names = [name for name, fraction in zip(SPLITS, fractions, strict=True) if fraction > 0]
     wanted = np.array([fraction for fraction in fractions if fraction > 0])
-    part = _draw(cohort, wanted, group=group, seed=seed, what=f"{len(names)} splits")
+    files = None if sizes is None else apportioned(np.array([size for size in sizes if size > 0]), len(cohort.table))
+    part = _draw(cohort, wanted, group=group, seed=seed, what=f"{len(names)} splits", sizes=files)
     table = cohort.table.drop(columns="fold", errors="ignore").assign(split=[names[index] for index in part])
+    return Cohort(table=table, classes=cohort.classes, slides_dir=cohort.slides_dir)
+
+
+def divide_around_test(
+    cohort: Cohort,
+    *,
+    fractions: Fractions = DEFAULT_FRACTIONS,
+    sizes: Sizes | None = None,
+    group: str = "patient",
+    seed: int = 0,
+) -> Cohort:
+    """The same as `split_cohort`, but what the manifest calls test stays so, and only the others are divided.
+
+    The last fraction or size is not used: the test split is what it is.
+
+    Raises:
+        ConfigError: as `split_cohort`.
+        CohortError: no test file, a patient or a group with files in the test split and elsewhere, or as `split_cohort`.
+    """
+    table = cohort.table
+    problems = group_problems(table, group)
+    tested = (table["split"] == "test").to_numpy()
+    if not tested.any() or tested.all():
+        what = "every file is in the test split" if tested.any() else "no file is in the test split"
+        remedy = "give a manifest whose column 'split' says test for some files, or leave out --keep-test"
+        problems.append(Problem(what, "--keep-test", remedy))
+    if not problems:
+        joined = pd.Series(_joined_groups(table, list(dict.fromkeys(("patient", group)))))
+        crossing = joined[tested].unique()[np.isin(joined[tested].unique(), joined[~tested])]
+        problems = [
+            Problem(
+                f"patient {', '.join(rows['patient'].unique())} is in the test split and outside of it",
+                name_files(rows["file"]),
+                "put all files of the patient, or of its group, in test or none",
+            )
+            for rows in (table[(joined == number).to_numpy()] for number in crossing)
+        ]
+    if problems:
+        raise CohortError(problems)
+    check_fractions(fractions)
+    divided = fractions[0] + fractions[1]
+    others = split_cohort(
+        Cohort(table=table[~tested], classes=cohort.classes, slides_dir=cohort.slides_dir),
+        fractions=(fractions[0] / divided, fractions[1] / divided, 0.0),
+        sizes=None if sizes is None else (sizes[0], sizes[1], 0),
+        group=group,
+        seed=seed,
+    )
+    split = table["split"].where(tested, others.table["split"].reindex(table.index))
+    table = table.drop(columns="fold", errors="ignore").assign(split=split)
     return Cohort(table=table, classes=cohort.classes, slides_dir=cohort.slides_dir)
 
 
@@ -102,8 +174,10 @@ def write_split(cohort: Cohort, path: Path) -> None:
         table.drop(columns=empty).to_csv(beside, index=False, lineterminator="\n", encoding="utf-8")
 
 
-def _draw(cohort: Cohort, fractions: np.ndarray, *, group: str, seed: int, what: str) -> np.ndarray:
-    """The part of each row, (rows,) int."""
+def _draw(
+    cohort: Cohort, fractions: np.ndarray, *, group: str, seed: int, what: str, sizes: np.ndarray | None = None
+) -> np.ndarray:
+    """The part of each row, (rows,) int; ``sizes`` (parts,) are the files that each should have."""
     table = cohort.table
     problems = group_problems(table, group)
     if problems:
@@ -126,6 +200,8 @@ def _draw(cohort: Cohort, fractions: np.ndarray, *, group: str, seed: int, what:
         raise CohortError(problems)
     part_of_group = _assign(files, fractions, np.random.default_rng(seed))
     part_of_group = _cover(part_of_group, files, named, fractions)
+    if sizes is not None:
+        part_of_group = meet_sizes(part_of_group, files, sizes)
     for index in named:
         lacking = set(range(len(fractions))) - set(part_of_group[files[:, index] > 0])
         problems += [
@@ -207,14 +283,13 @@ def _at_least_one(wanted: np.ndarray) -> np.ndarray:
 def _cost(parts: np.ndarray, files: np.ndarray, fractions: np.ndarray) -> float:
     """How unlike the asked proportions the parts are: classes that a part lacks first, then files of each class."""
     share = np.stack([files[parts == part].sum(axis=0) for part in range(len(fractions))]) / files.sum(axis=0)
-    missing = int((share == 0).sum())
-    return missing * 1e6 + float((((share - fractions[:, None]) ** 2) / fractions[:, None]).sum())
+    return unlikeness(share, fractions)
 
 
 def _cover(parts: np.ndarray, files: np.ndarray, named: Sequence[int], fractions: np.ndarray) -> np.ndarray:
     """Move single groups while that brings a class to a part that lacks it."""
     cost = _cost(parts, files[:, list(named)], fractions)
-    while cost >= 1e6:
+    while cost >= CLASS_LACKING:
         moved = []
         for group in range(len(parts)):
             for part in set(range(len(fractions))) - {int(parts[group])}:
