@@ -43,10 +43,12 @@ def finish(assembly: Assembly, out: Path, *, next_step: str) -> int:
         inside = table[table["label"] == label] if label else table
         counts = [inside[name].nunique() for name in columns]
         rows.append([label or "all", *counts, *(int((inside["split"] == name).sum()) for name in splits)])
-    print_table(["label", *(f"{name}s" for name in columns), *splits], rows, title=f"{len(table)} files in {out}")
+    write(f"{len(table)} files in {out}")
+    print_table(["label", *(f"{name}s" for name in columns), *splits], rows)
     reasons = [[reason, int(count)] for reason, count in excluded["reason"].value_counts(sort=False).items()]
     if reasons:
-        print_table(["reason", "files"], reasons, title=f"{len(excluded)} files left out, in {excluded_path(out)}")
+        write(f"{len(excluded)} files left out, in {excluded_path(out)}")
+        print_table(["reason", "files"], reasons)
     else:
         write(f"No file is left out ({excluded_path(out)} is empty).")
     write(f"Next: {next_step}")

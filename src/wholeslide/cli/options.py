@@ -69,8 +69,9 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in the help."""
-        return METAVARS.get(self.name) or _metavar(self.hint)
+        """What stands for the value in the help; a fixed number of values tells enough by itself, as in N,N,N."""
+        fixed = any(get_origin(hint) is tuple and Ellipsis not in get_args(hint) for hint in _alternatives(self.hint))
+        return _metavar(self.hint) if fixed else METAVARS.get(self.name) or _metavar(self.hint)
 
     @property
     def expectation(self) -> str:

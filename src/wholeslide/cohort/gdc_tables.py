@@ -89,6 +89,7 @@ class _Found:
     projects: dict[str, str] = field(default_factory=dict)
     diagnoses: dict[str, list[str]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    contradicted: set[str] = field(default_factory=set)
     lists_files: bool = False
     tells_projects: bool = False
 
@@ -169,7 +170,8 @@ class _Found:
 
     def _add_project(self, patient: str, project: str, where: str) -> None:
         before = self.projects.setdefault(patient, project)
-        if before != project:
+        if before != project and patient not in self.contradicted:
+            self.contradicted.add(patient)
             what = f"patient {patient} has the projects {before} and {project}"
             self.problems.append(Problem(what, where, "keep the line that is right"))
 

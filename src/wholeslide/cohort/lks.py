@@ -38,7 +38,10 @@ _Excluded = list[tuple[str, str, str]]
 
 @dataclass(frozen=True)
 class _Row:
-    """What is said of an image: ``file`` is its path below the folder, ``patient`` and ``split`` are "" if nothing is."""
+    """What is said of an image.
+
+    ``file`` is its path below the folder, or elsewhere where a table says so; ``patient`` and ``split`` are "" if nothing is.
+    """
 
     file: str
     label: str
@@ -120,8 +123,7 @@ def _from_tables(folder: Path, tables: Sequence[Path]) -> tuple[list[_Row], _Exc
     by_path: dict[Path, list[_Row]] = {}
     excluded: _Excluded = []
     for row in written:
-        named = slides.find(f"{row.split}/{row.file}") or slides.find(row.file)
-        paths = [path for path in named if path.is_relative_to(folder)]
+        paths = slides.find(Path(row.split, row.file).as_posix()) or slides.find(row.file)
         if len(paths) == 1:
             by_path.setdefault(paths[0], []).append(row)
         else:
@@ -129,7 +131,7 @@ def _from_tables(folder: Path, tables: Sequence[Path]) -> tuple[list[_Row], _Exc
             excluded.append((row.file, AMBIGUOUS, detail) if paths else (row.file, NOT_THERE, str(folder)))
     rows: list[_Row] = []
     for path, said in by_path.items():
-        file = path.relative_to(folder).as_posix()
+        file = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
         classes = dict.fromkeys(_class_of(row.label) or row.label for row in said)
         if len(classes) > 1:
             excluded.append((file, _TWO_CLASSES, " and ".join(classes)))
