@@ -96,9 +96,10 @@ def test_each_class_is_divided_in_the_asked_proportions(cohort: Cohort, parts: A
     table = split_cohort(cohort, fractions=parts, seed=seed).table.drop_duplicates("patient")
     for _, rows in table.groupby("label"):
         for name, part in zip(("train", "valid", "test"), parts, strict=True):
-            # one patient for rounding, and what a part gives up so that others of a small class have one at least
+            # the one or two patients that rounding leaves over may go to one part, which the other classes left behind; and what
+            # a part gives up so that others of a small class have one at least
             given_up = sum(max(0.0, 1 - len(rows) * other) for other in parts if other > 0)
-            assert abs((rows["split"] == name).sum() - len(rows) * part) <= 1 + given_up + 1e-9
+            assert abs((rows["split"] == name).sum() - len(rows) * part) < 2 + given_up
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=200), fractions)
