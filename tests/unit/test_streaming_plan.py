@@ -283,3 +283,12 @@ def test_fp64_is_planned_for_checking() -> None:
     found = make_plan(small, Size(300, 300), StreamingConfig(precision="fp64", tile=96), CPU)
     assert found.execution.precision == "fp64"
     assert next(small.parameters()).dtype == torch.float64
+
+
+def test_a_stage_whose_least_tile_is_larger_than_the_usual_probes_is_counted() -> None:
+    config = ModelConfig(backbone="test_resnet", stages=4, weights="random", first_stride=8)
+    network = build_network(config, classes=2, pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3, seed=0)
+    execution = Execution("fp32", channels_last=True)
+    costs = [tile_cost(network, number, execution, CPU, training=True) for number in range(1, 5)]
+    assert costs[-1].step_px == 128 * 5
+    assert all(cost.graph_bytes_per_px > 0 for cost in costs)

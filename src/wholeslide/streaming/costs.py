@@ -103,7 +103,8 @@ def tile_cost(
     part = network.stage(number) if number else network.stem
     training = training and number > 0
     cell_px = part.stride // part.locality.stride
-    sides = [px // cell_px for px in _PROBES_PX]
+    step_px = part.stride * (network.head(number).kernel if number else STEM_ALIGN)
+    sides = [max(px, steps * step_px) // cell_px for steps, px in enumerate(_PROBES_PX, start=1)]
     counted = [_window_bytes(network, number, cells, execution, device, training=training) for cells in sides]
     small_px, large_px = ((cells * cell_px) ** 2 for cells in sides)
     graph, flight, largest = ((large - small) / (large_px - small_px) for small, large in zip(*counted, strict=True))
@@ -114,7 +115,7 @@ def tile_cost(
         graph_bytes_per_px=graph,
         flight_bytes_per_px=flight,
         weight_bytes=weights.own_bytes + grid_weight_bytes * (_COPIES_OF_GRID_WEIGHTS if training else 1),
-        step_px=part.stride * (network.head(number).kernel if number else STEM_ALIGN),
+        step_px=step_px,
         halo_px=halo_cells * part.stride,
         read_bytes_per_px=part.in_channels * execution.store_dtype.itemsize / cell_px**2 if number else 0.0,
         map_bytes_per_px=largest,
