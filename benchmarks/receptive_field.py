@@ -23,7 +23,7 @@ from wholeslide.train.run import Run
 #: timm's smallest ResNet, from random weights; its first stride decides how far its stages see.
 FAR, NEAR = 8, 2
 STAGES = """--method local-k4 --backbone test_resnet --weights random --lr 1e-3 --head-lr 5e-4 --weight-decay 1e-2 --accumulate 1
---lr-schedule constant --patience 0 --crop-probability 0 --reconstruction-regions 4 --reconstruction-region-px 256 --monitor loss"""
+--lr-schedule constant --patience 0 --crop-probability 0 --jitter 0 --attention-dropout 0 --no-reconstruction --monitor loss"""
 BAGS = f"--backbone efficientnet_lite0 --weights lite0 --first-stride 4 --patch {PATCH_PX}"
 INVARIANT = ("max", "average", "abmil", "gabmil", "clam-sb", "clam-mb", "dsmil")
 """Methods that take a slide's patches as a set, trained by their recipes."""
