@@ -21,8 +21,8 @@ _IN_FLIGHT = 2
 _PIXELS_IN_FLIGHT = 9
 #: Of all regions, how often what comes in lives at once; of one, the fp32 maps that live on its way through the decoder and back.
 _INPUTS_OF_REGIONS, _MAPS_OF_ONE_REGION = 2, 12
-#: Of the weights of a classifier's first layer, beside their gradient: as one product takes them, and as it gives their gradient.
-_COPIES_OF_GRID_WEIGHTS = 2
+#: Of the weights of a classifier's first layer, beside their gradient: a product's own gradient; a convolution reorders them, too.
+_COPIES_IN_A_PRODUCT, _COPIES_IN_A_CONVOLUTION = 1, 2
 #: A tile smaller than this is nearly all halo.
 _SMALLEST_TILE_PX = 192
 
@@ -109,12 +109,13 @@ def tile_cost(
     small_px, large_px = ((cells * cell_px) ** 2 for cells in sides)
     graph, flight, largest = ((large - small) / (large_px - small_px) for small, large in zip(*counted, strict=True))
     weights = part.step_weights(trained=training, dtype=execution.multiplied_dtype)
+    copies = _COPIES_IN_A_CONVOLUTION if training and not execution.channels_last else _COPIES_IN_A_PRODUCT
     grid_weight_bytes = int(network.head(number).to_grid.weight.nbytes) if number else 0
     halo_cells = max(axis.halo_before + axis.halo_after for axis in (part.locality.x, part.locality.y))
     return TileCost(
         graph_bytes_per_px=graph,
         flight_bytes_per_px=flight,
-        weight_bytes=weights.own_bytes + grid_weight_bytes * (_COPIES_OF_GRID_WEIGHTS if training else 1),
+        weight_bytes=weights.own_bytes + grid_weight_bytes * copies,
         step_px=step_px,
         halo_px=halo_cells * part.stride,
         read_bytes_per_px=part.in_channels * execution.store_dtype.itemsize / cell_px**2 if number else 0.0,
