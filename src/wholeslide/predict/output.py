@@ -14,6 +14,7 @@ import pandas as pd
 from wholeslide.errors import Problem, RunError, option
 from wholeslide.predict.table import Row, RowWriter, read_rows, write_rows
 from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.files import left_parts
 from wholeslide.train.checkpoint import check_format, disk_errors, write_atomically
 
 FORMAT_VERSION = 1
@@ -132,7 +133,8 @@ class PredictionOutput:
         """The table first: whatever moment a kill strikes, each row is in it or beside it, or in both."""
         write_rows(self.path, self.columns, rows)
         folder = _rows_folder(self.path)
-        for part in [*_unfinished(self.path), *folder.glob("*.csv.part")]:
+        killed = [*folder.glob("*.csv.part"), *left_parts(self.path), *left_parts(record_path(self.path))]
+        for part in [*_unfinished(self.path), *killed]:
             part.unlink()
         with suppress(OSError):  # there is none, or another's file is in it
             folder.rmdir()
