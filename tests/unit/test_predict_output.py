@@ -152,6 +152,22 @@ def test_other_origins_are_refused(table: Path) -> None:
     ]
 
 
+def test_other_ranges_of_8_bit_numbers_are_refused(table: Path) -> None:
+    table.unlink()
+    first, second = (MadeWith.of("0123", SlideConfig(), precision="int8", calibration=found) for found in ("12", "34"))
+    begun = output(table, first)
+    begun.named(slides(one=table.parent / "one.png"))
+    begun.begin()
+    add(table, *predicted("one"))
+    assert set(output(table, first).done) == {"one"}
+    refused = r"made with other ranges of 8-bit numbers \(.*out\.csv\): put back the run's calibration\.safetensors"
+    with pytest.raises(RunError, match=refused):
+        output(table, second)
+    with pytest.raises(RunError, match="made with --precision int8, not None") as caught:
+        output(table, MadeWith.of("0123", SlideConfig()))
+    assert len(caught.value.problems) == 1, "the ranges go with the precision"
+
+
 def test_where_files_are_decoded_makes_no_other_table(table: Path) -> None:
     one, other = (MadeWith.of("0123", SlideConfig(decoders=place)) for place in ("threads", "processes"))
     assert one == other
