@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from wholeslide.bench import speed_step
 from wholeslide.bench.config import SpeedBenchConfig
 from wholeslide.bench.paper import TABLE_3
 from wholeslide.bench.pipelines.case import MEANT, SpeedCase
 from wholeslide.bench.pipelines.local import LocalPipeline
 from wholeslide.bench.pipelines.patches import patches_of, random_encoder, whole_boxes
-from wholeslide.bench.pipelines.pipeline import open_tissue
+from wholeslide.bench.pipelines.pipeline import Pipeline, open_tissue
 from wholeslide.bench.pyramid import texture_tiles, write_pyramid
 from wholeslide.bench.speed import combinations
 from wholeslide.bench.speed_picture import draw_speed
@@ -144,3 +145,52 @@ def test_a_predictions_arithmetic_is_what_torch_counts(tmp_path: Path) -> None:
         pipeline.compute()
     assert pipeline.flops() == pytest.approx(counted.get_total_flops(), rel=1e-3)
     pipeline.close()
+
+
+class Slow(Pipeline):
+    """Takes so many seconds of a clock that is not the machine's; notes what it is asked."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.now, self.asked = 0.0, list[str]()
+        self._seconds = seconds
+
+    def _take(self, what: str) -> np.ndarray:
+        self.now += self._seconds[self.asked.count(what) % len(self._seconds)]
+        self.asked.append(what)
+        return np.array([0.5, 0.5])
+
+    def warm_up(self) -> None:
+        self._take("warm_up")
+
+    def predict(self) -> np.ndarray:
+        return self._take("predict")
+
+    def read(self) -> None:
+        self._take("read")
+
+    def load(self) -> None:
+        self._take("load")
+
+    def compute(self) -> np.ndarray:
+        return self._take("compute")
+
+    def flops(self) -> int:
+        return 10**12
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_every_pipeline_is_timed_as_often_and_not_cold(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow([3 * scale, scale, 7 * scale])
+    monkeypatch.setattr(speed_step, "_pipeline", lambda _: slow)
+    monkeypatch.setattr(speed_step, "gemm_gflops", lambda _: 100.0)
+    monkeypatch.setattr(speed_step.time, "perf_counter", lambda: slow.now)
+    asked = SpeedCase(**{**vars(case(Path("a.svs"), Size(256, 256), tissue_fraction=1)), "repeats": 3})
+    row = speed_step.measure(asked)
+    assert slow.asked == ["warm_up", *["predict"] * 3, *["read"] * 3, "load", *["compute"] * 3]
+    assert [row[f"{part}_seconds"] for part in ("total", "read", "compute")] == [3 * scale] * 3

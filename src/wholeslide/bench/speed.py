@@ -21,7 +21,7 @@ from wholeslide.geometry import Size
 _log = logging.getLogger(__name__)
 
 #: What a row does not repeat: how it was reached is in the command.
-_HIDDEN = ("path", "repeats", "seed")
+_HIDDEN = ("path", "seed")
 
 
 def bench_speed(

@@ -99,20 +99,18 @@ class StreamingEngine:
         Raises:
             ConfigError: torch has no way to compile for this device.
         """
-        execution = self.plan.execution
-        runner = replace(self.runner, compiled=compiled_parts(self.network, execution.multiplied_dtype))
+        runner = replace(self.runner, compiled=compiled_parts(self.network, self.plan.execution.multiplied_dtype))
         try:
-            with torch.inference_mode():
-                for number in range(self.network.depth + 1):
-                    dtype = execution.store_dtype if number else execution.parameter_dtype
-                    for shape, tile in runner.example_windows(number):
-                        window_bchw = torch.zeros(shape, dtype=dtype, device=self.device)
-                        runner.run(runner.step_weights(number, trained=False), window_bchw, tile)
+            runner.run_examples()
         except RuntimeError as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             remedy = "leave it out, or install what it needs: on a CPU, a C++ compiler"
             raise ConfigError.single(f"torch.compile failed: {reason}", where="--compile", remedy=remedy) from error
         self._predictor = runner
+
+    def warm_up(self) -> None:
+        """Compute a few tiles of every stage: what libraries make at a first call is then there before the first slide."""
+        self._predictor.run_examples()
 
     def step(
         self,

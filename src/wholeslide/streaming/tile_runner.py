@@ -110,7 +110,17 @@ class TileRunner:
         side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=STEM_ALIGN)
         return partition(view_size, stem.locality, tile_cells=side, align=STEM_ALIGN)
 
-    def example_windows(self, number: int) -> Iterator[tuple[tuple[int, int, int, int], Tile]]:
+    @torch.inference_mode()
+    def run_examples(self) -> None:
+        """Predict a few windows of the stem and of each stage, as the plan has them, that hold nothing."""
+        execution = self.plan.execution
+        for number in range(self.network.depth + 1):
+            dtype = torch.uint8 if self.quantized else execution.store_dtype if number else execution.parameter_dtype
+            weights = self.step_weights(number, trained=False)
+            for shape, tile in self._example_windows(number):
+                self.run(weights, torch.zeros(shape, dtype=dtype, device=self.device), tile)
+
+    def _example_windows(self, number: int) -> Iterator[tuple[tuple[int, int, int, int], Tile]]:
         """Shapes of windows of stage ``number``, or of the stem (0), with their tiles: the plan's largest, smallest, background's.
 
         None has equal sides: what torch compiles for such takes no others.
