@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wholeslide.bench.environment import environment
+from wholeslide.bench.result import Result
 from wholeslide.geometry import Size
 from wholeslide.model.config import ModelConfig
 from wholeslide.model.network import build_network
@@ -109,14 +109,14 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
-    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"seed": arguments.seed, "rows": []}
-    if before["seed"] != arguments.seed:
-        parser.error(f"{arguments.out} is of seed {before['seed']}")
-    done = before["rows"]
+    result = Result(
+        arguments.out, f"python benchmarks/predicted_memory.py --seed {arguments.seed} --out {arguments.out}"
+    )
+    result.begin()
+    done = result.rows
     for combination in list(draw(arguments.seed))[len(done) :]:
-        done.append({**asdict(combination), **measured(combination, budget_mib(combination))})
-        result = {"seed": arguments.seed, "environment": environment(), "rows": done}
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        result.add({**asdict(combination), **measured(combination, budget_mib(combination))})
+    result.finish()
     errors = [row["predicted_error"] for row in done]
     print(f"predicted over measured, less one: {min(errors):+.1%} to {max(errors):+.1%}")
     print(f"within their budget: {sum(row['within_budget'] for row in done)} of {len(done)}")

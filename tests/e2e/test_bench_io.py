@@ -46,7 +46,7 @@ def test_every_reader_reads_the_same(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.skipif(FASTSLIDE, reason="the package fastslide is installed")
 def test_a_reader_that_is_not_there_and_threads_without_cores() -> None:
-    rows = bench_io(IoBenchConfig(sizes="300x200", readers="fastslide,fast", threads="1000"))["rows"]
+    rows = bench_io(IoBenchConfig(sizes="300x200", readers="fastslide,fast", threads="1000")).rows
     assert [row["measured"] for row in rows] == [False, False]
     assert "cores (--threads 1000): measure with no more threads than cores" in rows[1]["reason"]
 

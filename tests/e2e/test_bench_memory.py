@@ -26,7 +26,7 @@ def rows_of(**options: Any) -> list[dict[str, Any]]:
     config = MemoryBenchConfig(
         **{"sizes": "700x600", "backbone": "resnet10t", "stages": "2", "dtype": "fp32", **options}
     )
-    rows: list[dict[str, Any]] = bench_memory(config)["rows"]
+    rows: list[dict[str, Any]] = bench_memory(config).rows
     return rows
 
 
@@ -66,8 +66,8 @@ def test_a_row_that_cannot_be_measured_says_why() -> None:
     result = bench_memory(
         MemoryBenchConfig(sizes="700x600", backbone="resnet10t", stages="2,9", dtype="fp32", over_baseline="10MiB")
     )
-    assert result["environment"]["gemm_gflops"].keys() == {"fp32", "bf16"}
-    too_little, too_many = result["rows"]
+    assert result.environment["gemm_gflops"].keys() == {"fp32", "bf16"}
+    too_little, too_many = result.rows
     assert too_little["measured"] is too_many["measured"] is False
     assert too_little["mendable"] is too_many["mendable"] is True
     assert re.match(

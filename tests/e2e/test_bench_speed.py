@@ -16,7 +16,7 @@ from wholeslide.errors import ConfigError
 
 KEYS = {
     "pipeline", "width", "height", "tissue_fraction", "dtype", "first_stride", "read_seconds", "compute_seconds",
-    "total_seconds", "flops", "peak_fraction", "peak_bytes", "baseline_bytes", "workers_peak_bytes",
+    "total_seconds", "flops", "repeats", "peak_fraction", "peak_bytes", "baseline_bytes", "workers_peak_bytes",
 }  # fmt: skip
 TINY = {
     "sizes": "700x530",

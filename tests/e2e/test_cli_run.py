@@ -28,6 +28,8 @@ from cli_cases import (
     refused,
     tiff,
 )
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from wholeslide.slides import opening
 from wholeslide.slides.lock import alone_in, alone_on
@@ -199,6 +201,13 @@ class TestPredict:
         assert refused(*words, tmp_path / "floats.csv", "--precision", "int8", "--resume") == [
             f"the predictions in this file were made with --precision fp32, not int8 ({tmp_path / 'floats.csv'}): "
             "go on with the options that it was begun with, or give another --out"
+        ]
+        kept = run / "calibration.safetensors"
+        ranges, metadata = load_file(kept), safe_open(kept, framework="pt").metadata()
+        save_file({name: found * 1.5 for name, found in ranges.items()}, kept, metadata)
+        assert refused(*words, tmp_path / "integers.csv", "--precision", "int8", "--resume") == [
+            f"the predictions in this file were made with other ranges of 8-bit numbers ({tmp_path / 'integers.csv'}): "
+            "put back the run's calibration.safetensors, or give another --out"
         ]
 
     def test_integers_need_training_slides_once(self, folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cli_cases import (
     tiff,
 )
 
+from wholeslide.bench.result import Result
 from wholeslide.cli import load
 from wholeslide.cli.parser import parse
 
@@ -147,10 +148,13 @@ class TestBenchMemory:
     def measure(
         self, monkeypatch: pytest.MonkeyPatch, out: Path, *rows: dict[str, object], options: tuple[object, ...] = ()
     ) -> Outcome:
-        def bench(config: object, *, on_row: Callable[[dict[str, object]], None]) -> dict[str, object]:
+        def bench(config: object, result: Result, *, on_row: Callable[[dict[str, object]], None]) -> Result:
+            result.environment = {"cores": 2}
             for row in rows:
+                result.add(row)
                 on_row(row)
-            return {"environment": {"cores": 2}, "rows": list(rows)}
+            result.finish()
+            return result
 
         monkeypatch.setattr("wholeslide.bench.memory.bench_memory", bench)
         return call("bench", "memory", "--sizes", "600x500", "--out", out, *options)

@@ -74,6 +74,30 @@ def test_what_is_compiled_is_what_predicts(monkeypatch: pytest.MonkeyPatch) -> N
     assert not any(isinstance(layer, nn.BatchNorm2d) for part in parts for layer in part.modules())
 
 
+def test_no_slide_waits_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch does it, what was compiled for equal sides takes no others, and what for few numbers does not take many."""
+    made: dict[nn.Module, set[tuple[bool, bool]]] = {}
+
+    def compile_nothing(module: nn.Module, **_: Any) -> Any:
+        def call(x_bchw: torch.Tensor) -> torch.Tensor:
+            square, many = x_bchw.shape[2] == x_bchw.shape[3], x_bchw.numel() > 20480
+            kernels = made.setdefault(module, set())
+            if not {(False, many), (square, many)} & kernels:
+                kernels.add((square, many))
+            output: torch.Tensor = module(x_bchw)
+            return output
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    one = engine("fp32")
+    one.compile()
+    before = {module: set(kernels) for module, kernels in made.items()}
+    assert len(before) == 3
+    one.predict(View())
+    assert made == before
+
+
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(module: nn.Module, **_: Any) -> Any:
         def call(x_bchw: torch.Tensor) -> torch.Tensor:

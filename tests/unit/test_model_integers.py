@@ -152,6 +152,35 @@ def test_values_that_are_read_again_are_not_overwritten() -> None:
     assert (rewritten(source) - expected).abs().mean() < 0.02
 
 
+class ReadLate(nn.Module):
+    """A convolution that stands before the sum which overwrites its input, and is computed behind it, with a sum of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        first = self.one(x_bchw)
+        late = self.two(first)
+        total = self.three(x_bchw) + first
+        return late + total  # type: ignore[no-any-return]
+
+
+def test_a_shortcut_is_kept_for_a_product_that_is_computed_later_than_its_convolution_stands() -> None:
+    torch.manual_seed(0)
+    module = without_identities(folded_copy(fx.symbolic_trace(ReadLate().eval())))
+    assert [[node.name for node in product.nodes] for product in products(module)] == [
+        ["one"],
+        ["two", "add_1"],
+        ["three", "add"],
+    ]
+    entry, source = Range(8 / 255, 128), integers((1, 8, 20, 22), 0)
+    expected = module(Real(entry)(source))
+    ranges = {node.name: Range(16 / 255, 128) for node in rounded_nodes(module)}
+    rewritten, _ = in_integers(module, ranges, entry=entry, leave_integers=False)
+    assert (rewritten(source) - expected).abs().mean() < 0.05
+
+
 def test_a_convolution_of_pixels_sees_the_mean_around_them() -> None:
     torch.manual_seed(0)
     normalised = Normalised(torch.tensor([0.7, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.15]))

@@ -103,6 +103,9 @@ def test_ranges_that_were_kept_give_the_same_integers(network: LocalNetwork, cal
     pixels_bchw = stored_pixels(np.random.default_rng(0).random((160, 160, 3)))
     (stem, first, *_), (other_stem, other_first, *_) = calibration.quantized(), again.quantized()
     assert torch.equal(first(stem(pixels_bchw)), other_first(other_stem(pixels_bchw)))
+    assert again.sha256 == calibration.sha256
+    again.load_state({name: torch.nextafter(found, found + 1) for name, found in calibration.state().items()})
+    assert again.sha256 != calibration.sha256
     with pytest.raises(KeyError):
         again.load_state({"1.of_another_network": torch.zeros(2)})
 

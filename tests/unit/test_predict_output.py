@@ -12,6 +12,7 @@ from wholeslide.errors import RunError
 from wholeslide.predict.output import MadeWith, PredictionOutput, record_path, row_writer
 from wholeslide.predict.table import Row, columns_of, read_rows
 from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.files import own_part
 
 COLUMNS = columns_of(["a", "b"])
 MADE_WITH = MadeWith("0123", {"mpp": "2.0", "mpp_override": "None"})
@@ -104,14 +105,17 @@ class TestSeveralProcesses:
         part = begun.path.parent / "out.csv.rows" / "2.csv"
         part.write_bytes(part.read_bytes()[:-5])
         add(begun.path, *predicted("s0", "s2"), {"file": "s1", "error": "bad"}, rank=0, processes=3)
-        (part.parent / "1.csv.part").write_text("fil")
+        for file in (part.parent / "1.csv", begun.path, record_path(begun.path)):
+            own_part(file).write_text("fil")
+        of_another = own_part(begun.path.with_name("other.out.csv"))
+        of_another.touch()
         if deleted:
             begun.path.unlink()
         resumed = output(begun.path)
         assert set(resumed.done) == {"s0", "s2", "s3"}
         resumed.begin()
         assert sorted(files(begun.path)) == ["s0", "s2", "s3"]
-        assert not part.parent.exists()
+        assert set(begun.path.parent.iterdir()) == {begun.path, record_path(begun.path), of_another}
 
     def test_rows_beside_a_table_are_not_overwritten(self, begun: PredictionOutput) -> None:
         add(begun.path, *predicted("s1"), rank=0, processes=2)
@@ -146,6 +150,22 @@ def test_other_origins_are_refused(table: Path) -> None:
         "--mpp 2.0, not 1.0",
         "--mpp-override None, not 0.5",
     ]
+
+
+def test_other_ranges_of_8_bit_numbers_are_refused(table: Path) -> None:
+    table.unlink()
+    first, second = (MadeWith.of("0123", SlideConfig(), precision="int8", calibration=found) for found in ("12", "34"))
+    begun = output(table, first)
+    begun.named(slides(one=table.parent / "one.png"))
+    begun.begin()
+    add(table, *predicted("one"))
+    assert set(output(table, first).done) == {"one"}
+    refused = r"made with other ranges of 8-bit numbers \(.*out\.csv\): put back the run's calibration\.safetensors"
+    with pytest.raises(RunError, match=refused):
+        output(table, second)
+    with pytest.raises(RunError, match="made with --precision int8, not None") as caught:
+        output(table, MadeWith.of("0123", SlideConfig()))
+    assert len(caught.value.problems) == 1, "the ranges go with the precision"
 
 
 def test_where_files_are_decoded_makes_no_other_table(table: Path) -> None:

@@ -39,6 +39,21 @@ ImageReader.{} = hang
 from wholeslide.slides.worker import serve
 serve({{}})
 """
+#: A worker that begins to say what it has read, says no more for a while, and ends.
+FALTERING = """
+import os, struct, time
+from multiprocessing.connection import Connection
+plain = Connection.send
+def falter(self, answer):
+    if isinstance(answer, tuple):
+        os.write(self.fileno(), struct.pack("!i", 1000) + b"some of it")
+        time.sleep(15)
+        os._exit(0)
+    plain(self, answer)
+Connection.send = falter
+from wholeslide.slides.worker import serve
+serve({})
+"""
 PART = Box(0, 0, 9, 9)
 
 
@@ -156,6 +171,22 @@ def test_a_decoder_that_hangs_costs_its_slide_only(
             f"its decoder gave no answer within 2 s, and was ended ({bad}): see whether the disk that it lies on answers"
         )
         assert worker.process.returncode == -signal.SIGKILL
+        assert (reader.read_level(0, PART) == 90).all()
+
+
+def test_a_decoder_that_stops_in_the_middle_of_an_answer_is_ended(
+    pool: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PROGRAM", FALTERING)
+    path = grey(tmp_path / "a.png")
+    with closing(apart(path)) as reader:
+        (worker,) = started(pool)
+        with pytest.raises(SlideError) as caught, impatient():
+            reader.read_level(0, PART)
+        assert str(caught.value).startswith(f"its decoder gave no answer within 2 s, and was ended ({path})")
+        assert worker.process.returncode == -signal.SIGKILL
+        monkeypatch.undo()
+        monkeypatch.setattr(opening, "decoding_processes", lambda: pool)
         assert (reader.read_level(0, PART) == 90).all()
 
 

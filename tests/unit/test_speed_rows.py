@@ -10,20 +10,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from wholeslide.bench import speed_step
 from wholeslide.bench.config import SpeedBenchConfig
-from wholeslide.bench.flops import StepFlops
 from wholeslide.bench.paper import TABLE_3
 from wholeslide.bench.pipelines.case import MEANT, SpeedCase
+from wholeslide.bench.pipelines.local import LocalPipeline
 from wholeslide.bench.pipelines.patches import patches_of, random_encoder, whole_boxes
-from wholeslide.bench.pipelines.pipeline import open_tissue
+from wholeslide.bench.pipelines.pipeline import Pipeline, open_tissue
 from wholeslide.bench.pyramid import texture_tiles, write_pyramid
 from wholeslide.bench.speed import combinations
 from wholeslide.bench.speed_picture import draw_speed
 from wholeslide.bench.speed_ratios import AS_MEANT, EQUAL, paper_ratio, ratios
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box, Size
-from wholeslide.model.config import ModelConfig
-from wholeslide.model.network import build_network
 
 
 def row(pipeline: str, dtype: str, stride: int, seconds: float, **others: Any) -> dict[str, Any]:
@@ -135,16 +134,63 @@ def test_the_encoder_strides_as_it_is_told_and_averages(stride: int) -> None:
     torch.testing.assert_close(encoder(patches), maps.flatten(2).mean(2))
 
 
-def test_a_predictions_arithmetic_is_what_torch_counts() -> None:
-    """Layer by layer from the graph, against the multiplications that torch sees in one pass over the whole view."""
-    config = ModelConfig(backbone="resnet10t", stages=2, weights="random", reconstruction=False)
-    network = build_network(config, classes=2, pixel_mean=(0.5,) * 3, pixel_std=(0.3,) * 3, seed=0)
-    network.eval()
-    view = network.padded_size(Size(576, 480))
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        x_bchw = network.stem(torch.zeros(1, 3, view.height, view.width))
-        for number in (1, 2):
-            x_bchw = network.stage(number)(x_bchw)
-            z_nc = network.head(number).grid(x_bchw).flatten(2)[0].T
-            network.head(number)([z_nc])
-    assert StepFlops(network, view).forward() == pytest.approx(counted.get_total_flops(), rel=1e-3)
+def test_a_predictions_arithmetic_is_what_torch_counts(tmp_path: Path) -> None:
+    """Layer by layer from the graph, against the multiplications that torch sees while a slide is predicted in one tile."""
+    size = Size(576, 480)
+    write_pyramid(tmp_path / "slide.svs", size, texture_tiles(None, seed=0), seed=0)
+    asked = {**vars(case(tmp_path / "slide.svs", size, tissue_fraction=1)), "pipeline": "local"}
+    pipeline = LocalPipeline(SpeedCase(**asked))
+    pipeline.load()
+    with FlopCounterMode(display=False) as counted:
+        pipeline.compute()
+    assert pipeline.flops() == pytest.approx(counted.get_total_flops(), rel=1e-3)
+    pipeline.close()
+
+
+class Slow(Pipeline):
+    """Takes so many seconds of a clock that is not the machine's; notes what it is asked."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.now, self.asked = 0.0, list[str]()
+        self._seconds = seconds
+
+    def _take(self, what: str) -> np.ndarray:
+        self.now += self._seconds[self.asked.count(what) % len(self._seconds)]
+        self.asked.append(what)
+        return np.array([0.5, 0.5])
+
+    def warm_up(self) -> None:
+        self._take("warm_up")
+
+    def predict(self) -> np.ndarray:
+        return self._take("predict")
+
+    def read(self) -> None:
+        self._take("read")
+
+    def load(self) -> None:
+        self._take("load")
+
+    def compute(self) -> np.ndarray:
+        return self._take("compute")
+
+    def flops(self) -> int:
+        return 10**12
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_every_pipeline_is_timed_as_often_and_not_cold(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow([3 * scale, scale, 7 * scale])
+    monkeypatch.setattr(speed_step, "_pipeline", lambda _: slow)
+    monkeypatch.setattr(speed_step, "gemm_gflops", lambda _: 100.0)
+    monkeypatch.setattr(speed_step.time, "perf_counter", lambda: slow.now)
+    asked = SpeedCase(**{**vars(case(Path("a.svs"), Size(256, 256), tissue_fraction=1)), "repeats": 3})
+    row = speed_step.measure(asked)
+    assert slow.asked == ["warm_up", *["predict"] * 3, *["read"] * 3, "load", *["compute"] * 3]
+    assert [row[f"{part}_seconds"] for part in ("total", "read", "compute")] == [3 * scale] * 3

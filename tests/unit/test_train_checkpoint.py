@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from wholeslide.errors import RunError
+from wholeslide.slides.files import own_part
 from wholeslide.train import checkpoint
 from wholeslide.train.checkpoint import Checkpoints, Pointer, write_atomically
 from wholeslide.train.run import claim_folder
@@ -69,11 +70,43 @@ def test_only_what_is_needed_is_kept(checkpoints: Checkpoints, network: nn.Modul
     file, sha256 = checkpoints.write(network, optimizer, 1)
     state.best = Best(0.5, 0.5, 1, 1, file, sha256)
     checkpoints.point("best", Pointer(file, sha256, state))
-    (checkpoints.folder / "step-77.safetensors.part").write_bytes(b"left by a kill")
+    own_part(checkpoints.folder / "step-77.safetensors").write_bytes(b"left by a kill")
     for step in (2, 3):
         state.step = step
         checkpoints.save(network, optimizer, state)
     assert files(checkpoints.folder) == {"last.json", "best.json", "step-1.safetensors", "step-3.safetensors"}
+
+
+def test_two_that_write_a_file_at_the_same_time_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one begins and ends while the first one's content is on its way to the disk."""
+    path, sync, begun = tmp_path / "last.json", os.fsync, []
+
+    def synced(handle: int) -> None:
+        if not begun:
+            begun.append(handle)
+            write_atomically(path, b"the second one's")
+            assert path.read_bytes() == b"the second one's"
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    write_atomically(path, b"the first one's, which is longer")
+    assert path.read_bytes() == b"the first one's, which is longer"
+    assert files(tmp_path) == {"last.json"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt()], ids=["disk", "interrupt"])
+def test_what_was_not_written_leaves_nothing(
+    tmp_path: Path, network: nn.Module, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)):
+        write_atomically(tmp_path / "last.json", b"new")
+    with pytest.raises(type(error)):
+        Checkpoints(tmp_path).write(network, torch.optim.AdamW(network.parameters()), 1)
+    assert files(tmp_path) == set()
 
 
 def test_tensors_of_a_step_are_written_once(

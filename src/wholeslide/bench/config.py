@@ -113,7 +113,7 @@ class SpeedBenchConfig:
         stages: Number K of stages of the local network.
         backbone: A timm network of local operations, for all pipelines; its weights are random.
         texture: A slide whose tissue the slides are made of; made up by default, which takes longer to decode than tissue.
-        repeats: Times that each thing is timed, unless it takes long; the shortest counts.
+        repeats: Times that each thing is timed, for every pipeline alike, behind an untimed batch; the median counts.
         seed: Decides weights and where which texture lies.
 
     Raises:

@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
     """Versions, processor, memory, commit and the GEMM rate; no host names and no paths."""
     return {
         "wholeslide": __version__,
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parents[1]),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "timm", "lightning", "numpy")},
         **machine(),
@@ -66,17 +66,21 @@ def _processor() -> str:
     return match[1].strip() if match else platform.processor()
 
 
-def _commit() -> str | None:
-    """The commit of a source checkout, with a plus sign where files were changed; ``None`` for an installed package."""
-    here = Path(__file__).parent
+def commit_of(package: Path) -> str | None:
+    """The commit of a source checkout, with a plus sign where the package was changed; ``None`` for an installed one.
+
+    What lies beside the package may change: results do while they are measured.
+    """
+    described = _said_by_git(package, "describe", "--always", "--exclude=*", "--abbrev=12")
+    if described is None:
+        return None
+    changes = _said_by_git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return described + "+" * bool(changes)
+
+
+def _said_by_git(folder: Path, *words: str) -> str | None:
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()
+    return done.stdout.strip()

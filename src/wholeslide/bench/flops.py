@@ -82,14 +82,11 @@ class StepFlops:
         return total + self._decoders()
 
     def forward(self) -> int:
-        """Of a prediction without tiles, with every stage's classifier."""
-        total = 0
-        for number in range(self._network.depth + 1):
-            total += self._part(number, self._input_size(number), backward=False)
-            if number:
-                cells = self._grid_size(number).area
-                total += self._grid(number, cells, backward=False) + self._classifier(number, cells, trained=False)
-        return total
+        """Of a prediction without tiles, which asks the final classifier alone."""
+        depth = self._network.depth
+        cells = self._grid_size(depth).area
+        parts = sum(self._part(number, self._input_size(number), backward=False) for number in range(depth + 1))
+        return parts + self._grid(depth, cells, backward=False) + self._classifier(depth, cells, trained=False)
 
     def active(self, varying: VaryingPixels) -> int:
         """Of the cells, layer by layer, that see a varying block or the border; and, once, of what stands for the others."""

@@ -13,8 +13,8 @@ from typing import Any
 from wholeslide.bench.children import measured_row
 from wholeslide.bench.choices import choices, numbers, sizes
 from wholeslide.bench.config import IoBenchConfig
-from wholeslide.bench.environment import environment
 from wholeslide.bench.pyramid import FORMATS, texture_tiles, write_pyramid
+from wholeslide.bench.result import Result, Row
 from wholeslide.geometry import Size
 
 _log = logging.getLogger(__name__)
@@ -35,29 +35,39 @@ class IoCase:
     mpp: float
 
 
-def bench_io(config: IoBenchConfig, *, on_row: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def bench_io(
+    config: IoBenchConfig, result: Result | None = None, *, on_row: Callable[[Row], None] | None = None
+) -> Result:
     """Measure every combination that ``config`` names. Slides are read right after they were written: from memory, not from disk.
 
+    Args:
+        config: the combinations.
+        result: gets the rows; rows that it has of a call that was cut off are not measured again.
+        on_row: is given each row that was measured.
+
     Returns:
-        ``environment`` and ``rows``. A row that could not be measured says ``"measured": false`` and why.
+        The result. A row that could not be measured says ``"measured": false`` and why.
 
     Raises:
         ConfigError: a choice is not among those that exist.
         SlideError: the slide with the texture cannot be read.
+        RunError: the disk is full.
     """
     combinations = list(_combinations(config))
     patterns = texture_tiles(config.texture, seed=config.seed)
-    facts, rows = environment(), []
+    result = result or Result()
+    result.begin()
     with tempfile.TemporaryDirectory(prefix="wholeslide-bench-") as folder:
         slide = Path(folder) / "slide.svs"
-        for (size, stored_as), group in itertools.groupby(combinations, key=_slide_of):
+        for (size, stored_as), group in itertools.groupby(combinations[len(result.rows) :], key=_slide_of):
             write_pyramid(slide, size, patterns, seed=config.seed, stored_as=stored_as)
             for values in group:
                 row = _measured(IoCase(path=str(slide), **values))
-                rows.append(row)
+                result.add(row)
                 if on_row is not None:
                     on_row(row)
-    return {"environment": facts, "rows": rows}
+    result.finish()
+    return result
 
 
 def _slide_of(values: dict[str, Any]) -> tuple[Size, str]:

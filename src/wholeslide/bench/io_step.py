@@ -19,7 +19,7 @@ _SAMPLE_PX = 128
 
 
 def measure(case: IoCase) -> dict[str, Any]:
-    """Time from the first to the last pixel; opening is timed apart.
+    """Time from the first to the last pixel; opening is timed apart, and what it has decoded is decoded again.
 
     Returns:
         ``width`` and ``height`` in working pixels, the seconds, the rate, and as a check ``mean_rgb`` of the slide's corner.
@@ -31,16 +31,18 @@ def measure(case: IoCase) -> dict[str, Any]:
     _keep_to(case.threads)
     begun = time.perf_counter()
     reads = open_reads(case.reader, Path(case.path), case.mpp)
-    opened = time.perf_counter()
+    open_seconds = time.perf_counter() - begun
+    reads.forget()
+    begun = time.perf_counter()
     _read_all(reads, reads.boxes(), case.threads)
-    seconds = time.perf_counter() - opened
+    seconds = time.perf_counter() - begun
     corner = Box(0, 0, _SAMPLE_PX, _SAMPLE_PX).intersection(Box.covering(reads.size))
     mean_rgb = reads.read(corner)[: corner.height, : corner.width].mean(axis=(0, 1))
     reads.close()
     return {
         "width": reads.size.width,
         "height": reads.size.height,
-        "open_seconds": round(opened - begun, 4),
+        "open_seconds": round(open_seconds, 4),
         "seconds": round(seconds, 4),
         "megapixels_per_second": round(reads.size.area / seconds / 1e6, 2),
         "mean_rgb": [round(float(value), 1) for value in mean_rgb],

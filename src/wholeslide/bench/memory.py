@@ -13,7 +13,7 @@ from typing import Any
 from wholeslide.bench.children import measured_row
 from wholeslide.bench.choices import choices, fractions, numbers, sizes
 from wholeslide.bench.config import SMALLEST, MemoryBenchConfig
-from wholeslide.bench.environment import environment
+from wholeslide.bench.result import Result, Row
 from wholeslide.bench.texture import write_texture
 from wholeslide.geometry import Size
 from wholeslide.streaming.disk_store import folder_for_features
@@ -49,30 +49,38 @@ _HIDDEN = ("path", "store_dir", "memory", "over_baseline_bytes", "seed")
 
 
 def bench_memory(
-    config: MemoryBenchConfig, *, on_row: Callable[[dict[str, Any]], None] | None = None
-) -> dict[str, Any]:
+    config: MemoryBenchConfig, result: Result | None = None, *, on_row: Callable[[Row], None] | None = None
+) -> Result:
     """Measure every combination that ``config`` names.
 
+    Args:
+        config: the combinations.
+        result: gets the rows; rows that it has of a call that was cut off are not measured again.
+        on_row: is given each row that was measured.
+
     Returns:
-        ``environment``, with the GEMM rate of this run, and ``rows``. A row that could not be measured says
-        ``"measured": false`` and why, and whether a user can mend it.
+        The result, with the GEMM rate of its first call. A row that could not be measured says ``"measured": false`` and why,
+        and whether a user can mend it.
 
     Raises:
         ConfigError: a choice is not among those that exist.
+        RunError: the disk is full.
     """
     combinations = list(_combinations(config))
-    facts, rows = environment(), []
+    result = result or Result()
+    result.begin()
     with tempfile.TemporaryDirectory(prefix="wholeslide-bench-") as folder:
-        for (size, fraction), group in itertools.groupby(combinations, key=_slide_of):
+        for (size, fraction), group in itertools.groupby(combinations[len(result.rows) :], key=_slide_of):
             slide = Path(folder) / f"{size}-{fraction}.tif"
             write_texture(slide, size, seed=config.seed, tissue_fraction=fraction)
             for values in group:
-                row = _measured(MemoryCase(path=str(slide), **values), facts["gemm_gflops"])
-                rows.append(row)
+                row = _measured(MemoryCase(path=str(slide), **values), result.environment["gemm_gflops"])
+                result.add(row)
                 if on_row is not None:
                     on_row(row)
             slide.unlink()
-    return {"environment": facts, "rows": rows}
+    result.finish()
+    return result
 
 
 def _slide_of(values: dict[str, Any]) -> tuple[Size, float]:

@@ -16,6 +16,7 @@ from wholeslide.baselines.patches import PATCH_PX
 from wholeslide.errors import ConfigError
 from wholeslide.geometry import Box, Size
 from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.opening import open_slide
 from wholeslide.slides.readers import Pixels
 from wholeslide.slides.resample import AxisMap, Resampling
 from wholeslide.slides.working import open_working_slide
@@ -42,6 +43,10 @@ class SlideReads(ABC):
         ]
 
     @abstractmethod
+    def forget(self) -> None:
+        """Drop what opening has decoded: of a coarse slide that may be all that is read."""
+
+    @abstractmethod
     def read(self, px_box: Box) -> Pixels:
         """Working pixels of a box, (h, w, 3); of one that reaches over the slide at least what lies inside. Thread-safe."""
 
@@ -63,7 +68,15 @@ class WorkingReads(SlideReads):
 
     def __init__(self, path: Path, mpp: float, *, fast: bool) -> None:
         self._slide = open_working_slide(path, SlideConfig(mpp=mpp, background="keep"), fast=fast)
+        self._fast = fast
         self.size = self._slide.size
+
+    def forget(self) -> None:
+        sampling = self._slide.sampling
+        self._slide.reader.close()
+        self._slide.reader = open_slide(self._slide.path, fast=self._fast)
+        x, y = sampling.resampling.x, sampling.resampling.y
+        self._slide.reader.reduction_for(sampling.level, x.ratio, y.ratio)  # looks at a tile or two, as opening does
 
     def read(self, px_box: Box) -> Pixels:
         return self._slide.read(px_box.intersection(Box.covering(self.size)))
@@ -85,6 +98,9 @@ class PatchReads(SlideReads):
         self._level_per_px = self._l0_per_px / self._slide.level_downsamples[self._level]
         width, height = self._slide.dimensions
         self.size = Size(int(width / self._l0_per_px), int(height / self._l0_per_px))
+
+    def forget(self) -> None:
+        """Opening has decoded nothing."""
 
     def read(self, px_box: Box) -> Pixels:
         l0_start = (round(px_box.left * self._l0_per_px), round(px_box.top * self._l0_per_px))
@@ -111,6 +127,9 @@ class FastslideReads(SlideReads):
         self._resampling = Resampling(axis, axis)
         width, height = self._slide.level_dimensions[self._level]
         self.size = Size(int(width / axis.ratio), int(height / axis.ratio))
+
+    def forget(self) -> None:
+        """Opening has decoded nothing."""
 
     def read(self, px_box: Box) -> Pixels:
         inside = px_box.intersection(Box.covering(self.size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,9 +21,6 @@ from wholeslide.bench.process_memory import WorkersPeak, reset_peak, status_byte
 
 Result = TypeVar("Result")
 
-#: Nothing is repeated once this has passed: what takes long is less disturbed by a busy moment, and by starting.
-_ENOUGH_SECONDS = 40.0
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -30,8 +28,8 @@ def measure(case: SpeedCase) -> dict[str, Any]:
     """What a prediction takes; networks, their weights, and what they choose for this machine are there before.
 
     ``total_seconds`` are from opening the file to the probabilities, ``read_seconds`` of the same reading without computing,
-    ``compute_seconds`` of the same computing on pixels that are in memory. Each is the shortest of the case's repeats, of
-    which there are fewer where they take long.
+    ``compute_seconds`` of the same computing on pixels that are in memory. Each is the median of the case's repeats, which are as
+    many for every pipeline, and none of which is the first that this process computes.
     ``peak_bytes`` is VmHWM of the predictions, ``baseline_bytes`` VmRSS before them; processes that read for the pipeline hold
     ``workers_peak_bytes`` of their own besides.
 
@@ -43,11 +41,12 @@ def measure(case: SpeedCase) -> dict[str, Any]:
     baseline_bytes = status_bytes("VmRSS")
     reset_peak()
     with WorkersPeak() as workers:
-        total_seconds, probabilities = _shortest(pipeline.predict, case.repeats)
+        pipeline.warm_up()
+        total_seconds, probabilities = _timed(pipeline.predict, case.repeats)
     peak_bytes = status_bytes("VmHWM")
-    read_seconds, _ = _shortest(pipeline.read, case.repeats)
+    read_seconds, _ = _timed(pipeline.read, case.repeats)
     pipeline.load()
-    compute_seconds, again = _shortest(pipeline.compute, case.repeats)
+    compute_seconds, again = _timed(pipeline.compute, case.repeats)
     assert np.isfinite(probabilities).all(), probabilities
     assert np.allclose(probabilities, again, atol=1e-3), (probabilities, again)
     flops, facts, rate_gflops = pipeline.flops(), pipeline.facts(), gemm_gflops(_DTYPES[case.dtype])
@@ -73,11 +72,11 @@ def _pipeline(case: SpeedCase) -> Pipeline:
     return TunedPipeline(case) if case.pipeline == "gabmil-tuned" else LocalPipeline(case)
 
 
-def _shortest(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
-    """Seconds of the quickest of several times, and what the last gave."""
+def _timed(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
+    """The median of the seconds of so many times, and what the last gave."""
     seconds: list[float] = []
-    while len(seconds) < repeats and sum(seconds) < _ENOUGH_SECONDS:
+    for _ in range(repeats):
         begun = time.perf_counter()
         result = work()
         seconds.append(time.perf_counter() - begun)
-    return min(seconds), result
+    return median(seconds), result

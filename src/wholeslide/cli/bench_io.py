@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wholeslide.bench.config import IoBenchConfig
-from wholeslide.cli.bench_output import command_line, status_of, write_result
+from wholeslide.cli.bench_output import command_line, status_of
 from wholeslide.cli.command import Command
 from wholeslide.cli.failures import write_line
 from wholeslide.cli.output import print_table, write
@@ -18,7 +18,7 @@ class BenchIoArguments:
     """What is measured, and where the result goes.
 
     Args:
-        out: The JSON file that is written.
+        out: The JSON file that is written, row by row; the same command goes on with one that was cut off.
     """
 
     out: Path
@@ -28,13 +28,13 @@ class BenchIoArguments:
 def run(arguments: BenchIoArguments) -> int:
     """Measure, show, and write; 2 where nothing could be measured and the user can mend that, else 1."""
     from wholeslide.bench.io import bench_io
+    from wholeslide.bench.result import Result
 
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = bench_io(arguments.bench, on_row=_report)
-    write_result(arguments.out, found, command_line(COMMAND.name, arguments.bench, out=arguments.out))
-    _show([row for row in found["rows"] if row.get("measured", True)])
+    result = Result(arguments.out, command_line(COMMAND.name, arguments.bench, out=arguments.out))
+    rows = bench_io(arguments.bench, result, on_row=_report).rows
+    _show([row for row in rows if row.get("measured", True)])
     write(f"Written to {arguments.out}")
-    return status_of(found["rows"])
+    return status_of(rows)
 
 
 def _report(row: dict[str, Any]) -> None:

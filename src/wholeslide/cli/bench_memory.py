@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholeslide.bench.config import MemoryBenchConfig
-from wholeslide.cli.bench_output import check_picture, command_line, status_of, write_picture, write_result
+from wholeslide.cli.bench_output import check_picture, command_line, status_of, write_picture
 from wholeslide.cli.command import Command
 from wholeslide.cli.failures import write_line
 from wholeslide.cli.output import format_bytes, print_table, write
@@ -23,7 +23,7 @@ class BenchMemoryArguments:
     """What is measured, and where the result goes.
 
     Args:
-        out: The JSON file that is written.
+        out: The JSON file that is written, row by row; the same command goes on with one that was cut off.
         plot: A picture (PNG, SVG or PDF) of the memory in percent of end to end, beside the paper's; end to end in one
             piece has to be among the --methods and --modes.
 
@@ -51,15 +51,13 @@ def run(arguments: BenchMemoryArguments) -> int:
     """Measure, show, and write; 2 where nothing could be measured and the user can mend that, else 1."""
     from wholeslide.bench.comparison import shares_of_end_to_end
     from wholeslide.bench.memory import bench_memory
+    from wholeslide.bench.result import Result
 
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = bench_memory(arguments.bench, on_row=_report)
-    write_result(
-        arguments.out, found, command_line(COMMAND.name, arguments.bench, out=arguments.out, plot=arguments.plot)
-    )
-    measured = [row for row in found["rows"] if row.get("measured", True)]
+    command = command_line(COMMAND.name, arguments.bench, out=arguments.out, plot=arguments.plot)
+    rows = bench_memory(arguments.bench, Result(arguments.out, command), on_row=_report).rows
+    measured = [row for row in rows if row.get("measured", True)]
     _show(measured)
-    shares = shares_of_end_to_end(found["rows"])
+    shares = shares_of_end_to_end(rows)
     drawn = any(share.of_end_to_end is not None for share in shares)
     if drawn:
         _show_shares(shares)
@@ -70,7 +68,7 @@ def run(arguments: BenchMemoryArguments) -> int:
         write_picture(arguments.plot, lambda path: draw_shares(shares, path))
     elif arguments.plot is not None:
         write_line("no picture: end to end in one piece ran at no size")
-    return status_of(found["rows"])
+    return status_of(rows)
 
 
 def _report(row: dict[str, Any]) -> None:

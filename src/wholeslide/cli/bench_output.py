@@ -1,9 +1,8 @@
-"""What the commands that measure have in common: the command that is recorded, the file, and what a failure means."""
+"""What the commands that measure have in common: the command that is recorded, pictures, and what a failure means."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,16 +32,6 @@ def command_line(name: str, bench: Any, **others: object) -> str:
     for option, value in {**chosen, **others}.items():
         words += [] if value is None else ["--" + option.replace("_", "-"), str(value)]
     return shlex.join(words)
-
-
-def write_result(out: Path, found: dict[str, Any], command: str) -> None:
-    """The environment, the command and the rows as JSON."""
-    from wholeslide.train.checkpoint import disk_errors, write_atomically
-
-    content = {"environment": found["environment"], "command": command, "rows": found["rows"]}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors(out):
-        write_atomically(out, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_picture(plot: Path, draw: Callable[[Path], None]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wholeslide.bench.config import SpeedBenchConfig
-from wholeslide.cli.bench_output import check_picture, command_line, status_of, write_picture, write_result
+from wholeslide.cli.bench_output import check_picture, command_line, status_of, write_picture
 from wholeslide.cli.command import Command
 from wholeslide.cli.failures import write_line
 from wholeslide.cli.output import format_bytes, print_table, write
@@ -22,7 +22,7 @@ class BenchSpeedArguments:
     """What is measured, and where the result goes.
 
     Args:
-        out: The JSON file that is written.
+        out: The JSON file that is written, row by row; the same command goes on with one that was cut off.
         plot: A picture (PNG, SVG or PDF) of the seconds, and of the ratios beside the paper's.
 
     Raises:
@@ -39,15 +39,14 @@ class BenchSpeedArguments:
 
 def run(arguments: BenchSpeedArguments) -> int:
     """Measure, show, and write; 2 where nothing could be measured and the user can mend that, else 1."""
+    from wholeslide.bench.result import Result
     from wholeslide.bench.speed import bench_speed
     from wholeslide.bench.speed_picture import draw_speed
     from wholeslide.bench.speed_ratios import ratios
 
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    found = bench_speed(arguments.bench, on_row=_report)
     command = command_line(COMMAND.name, arguments.bench, out=arguments.out, plot=arguments.plot)
-    write_result(arguments.out, found, command)
-    measured = [row for row in found["rows"] if row.get("measured", True)]
+    rows = bench_speed(arguments.bench, Result(arguments.out, command), on_row=_report).rows
+    measured = [row for row in rows if row.get("measured", True)]
     _show(measured)
     compared = ratios(measured)
     if compared:
@@ -56,7 +55,7 @@ def run(arguments: BenchSpeedArguments) -> int:
     write(f"Written to {arguments.out}")
     if arguments.plot is not None and measured:
         write_picture(arguments.plot, lambda path: draw_speed(measured, path))
-    return status_of(found["rows"])
+    return status_of(rows)
 
 
 def _report(row: dict[str, Any]) -> None:

@@ -106,9 +106,9 @@ def in_integers(
         entry: of the graph's input, which are integers that may be overwritten; or how it is normalised, if it is stored pixels.
         leave_integers: whether the graph gives integers, or the real numbers that they stand for.
     """
-    rewriting = _Rewriting(module, ranges)
     found = {product.last: product for product in products(module)}
-    absorbed = {node for product in found.values() for node in product.nodes}
+    absorbed = {node: product for product in found.values() for node in product.nodes}
+    rewriting = _Rewriting(module, ranges, absorbed)
     leaving = None
     for node in module.graph.nodes:
         if node.op == "placeholder":
@@ -125,9 +125,13 @@ def in_integers(
 class _Rewriting:
     """A new graph, in which a value of the old one is there as integers, as real numbers, or as both once both are needed."""
 
-    def __init__(self, module: fx.GraphModule, ranges: Mapping[str, Range]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, ranges: Mapping[str, Range], absorbed: Mapping[fx.Node, Product]
+    ) -> None:
         self._module, self._ranges = module, ranges
-        self._position = {node: index for index, node in enumerate(module.graph.nodes)}
+        position = {node: index for index, node in enumerate(module.graph.nodes)}
+        # A product is computed where its last node stands, and there it reads what its first ones take.
+        self._computed_at = {node: position[absorbed[node].last if node in absorbed else node] for node in position}
         self._graph = fx.Graph()
         self._layers = dict[str, nn.Module]()
         self._integers: dict[fx.Node, tuple[fx.Node, Range]] = {}
@@ -158,8 +162,8 @@ class _Rewriting:
         arguments, shortcut_range = [source], None
         if product.shortcut is not None:
             shortcut, shortcut_range = self._rounded(product.shortcut)
-            now = self._position[product.last]
-            read_besides = shortcut is source or any(self._position[user] > now for user in product.shortcut.users)
+            now = self._computed_at[product.last]
+            read_besides = shortcut is source or any(self._computed_at[user] > now for user in product.shortcut.users)
             arguments.append(self._graph.call_method("clone", (shortcut,)) if read_besides else shortcut)
         made = IntegerProduct(layer, source_range, shortcut_range, to, product.activation, product.bounds)
         self._integers[product.last] = self._call(made, *arguments), to

@@ -7,6 +7,8 @@ windows of slides. Features between two stages stay integers. Classifiers stay a
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 
@@ -98,6 +100,12 @@ class Calibration:
             for number, ranges in enumerate(self._found())
             for name, found in ranges.items()
         }
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the ranges, in hexadecimal: what they are, not how they were found."""
+        found = {name: tensor.tolist() for name, tensor in self.state().items()}
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take the ranges that :meth:`state` gave for the same network.

@@ -199,8 +199,14 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
     _warn_of_scales(slides, slide_config)
     asked, done, output = found.all, set[str](), None
     if request.out is not None:
-        made_with = MadeWith.of(checkpoint, slide_config, precision=request.precision, compiled=request.compiled)
         held.enter_context(alone_on(request.out))
+        made_with = MadeWith.of(
+            checkpoint,
+            slide_config,
+            precision=request.precision,
+            compiled=request.compiled,
+            calibration=_ranges(run, request),
+        )
         output = PredictionOutput.open(request.out, columns_of(run.classes), made_with, resume=request.resume)
         asked, done = output.named(asked), set(output.done)
     lacking = [position for position, file in enumerate(asked["file"]) if file not in done]
@@ -214,8 +220,6 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
         if plan is None and request.compiled:
             what, remedy = f"method {run.config.method} has no stages to compile", "leave it out"
             raise ConfigError.single(what, where="--compile", remedy=remedy)
-        if request.precision == "int8":
-            calibration_of(run)  # kept from here on, for all processes
     dealt = shares([file_bytes(Path(asked["path"][position])) for position in todo], processes)
     task = _Task(
         run=run,
@@ -227,6 +231,11 @@ def _prepare(request: _Request, processes: int, held: ExitStack) -> tuple[_Task,
         shares=[[todo[index] for index in share] for share in dealt],
     )
     return task, output
+
+
+def _ranges(run: Run, request: _Request) -> str | None:
+    """The hash of the 8-bit ranges, where there are any; they are kept from here on, for all processes."""
+    return calibration_of(run).sha256 if request.precision == "int8" and run.plan is not None else None
 
 
 def _engine(request: _Request, task: _Task, ranks: Ranks) -> Learner[Any] | None:

@@ -14,6 +14,7 @@ import pandas as pd
 from wholeslide.errors import Problem, RunError, option
 from wholeslide.predict.table import Row, RowWriter, read_rows, write_rows
 from wholeslide.slides.config import SlideConfig
+from wholeslide.slides.files import left_parts
 from wholeslide.train.checkpoint import check_format, disk_errors, write_atomically
 
 FORMAT_VERSION = 1
@@ -21,23 +22,30 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class MadeWith:
-    """What every row of a table has in common: the checkpoint's hash, and by option how slides are read.
+    """What every row of a table has in common: the checkpoint's hash, by option how slides are read, and the hash of 8-bit ranges.
 
     Where their files are decoded is not among the options: the pixels are the same.
     """
 
     checkpoint: str
     reading: dict[str, str]
+    calibration: str | None = None
 
     @classmethod
     def of(
-        cls, checkpoint: str, slide_config: SlideConfig, *, precision: str | None = None, compiled: bool = False
+        cls,
+        checkpoint: str,
+        slide_config: SlideConfig,
+        *,
+        precision: str | None = None,
+        compiled: bool = False,
+        calibration: str | None = None,
     ) -> MadeWith:
-        """What predictions of a checkpoint of this hash are made with."""
+        """What predictions of a checkpoint of this hash are made with, and with a calibration of this hash, if any."""
         names = [field.name for field in dataclasses.fields(slide_config) if field.name != "decoders"]
         options = {name: str(getattr(slide_config, name)) for name in names}
         options |= {"precision": str(precision), "compile": str(compiled)}
-        return cls(checkpoint, options)
+        return cls(checkpoint, options, calibration)
 
 
 class PredictionOutput:
@@ -132,7 +140,8 @@ class PredictionOutput:
         """The table first: whatever moment a kill strikes, each row is in it or beside it, or in both."""
         write_rows(self.path, self.columns, rows)
         folder = _rows_folder(self.path)
-        for part in [*_unfinished(self.path), *folder.glob("*.csv.part")]:
+        killed = [*folder.glob("*.csv.part"), *left_parts(self.path), *left_parts(record_path(self.path))]
+        for part in [*_unfinished(self.path), *killed]:
             part.unlink()
         with suppress(OSError):  # there is none, or another's file is in it
             folder.rmdir()
@@ -183,7 +192,7 @@ def _recorded_slides(table: Path, made_with: MadeWith, files: Collection[str]) -
     try:
         values = json.loads(path.read_bytes())
         check_format(values["format_version"], path)
-        recorded = MadeWith(values["checkpoint"], dict(values["reading"]))
+        recorded = MadeWith(values["checkpoint"], dict(values["reading"]), values.get("calibration"))
         slides = {str(file): str(slide) for file, slide in values["slides"].items()}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise _not_its_record(path) from error
@@ -199,7 +208,7 @@ def _differences(recorded: MadeWith, now: MadeWith, table: Path) -> list[Problem
     if recorded.checkpoint != now.checkpoint:
         what = "the predictions in this file were made with another checkpoint"
         return [Problem(what, str(table), "give the run that made them, as it was then, or another --out")]
-    return [
+    others = [
         Problem(
             f"the predictions in this file were made with {option(name)} {recorded.reading.get(name)}, not {value}",
             str(table),
@@ -208,6 +217,10 @@ def _differences(recorded: MadeWith, now: MadeWith, table: Path) -> list[Problem
         for name, value in now.reading.items()
         if recorded.reading.get(name) != value
     ]
+    if not others and recorded.calibration != now.calibration:
+        what = "the predictions in this file were made with other ranges of 8-bit numbers"
+        others = [Problem(what, str(table), "put back the run's calibration.safetensors, or give another --out")]
+    return others
 
 
 def _not_its_record(path: Path) -> RunError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from wholeslide.errors import Problem, RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk, a quota or a limit is full."""
+_TOKEN_BYTES = 4
 
 
 @contextmanager
@@ -27,7 +29,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    beside = path.with_name(part_name(f"{secrets.token_hex(4)}.{path.name}"))
+    beside = own_part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -45,6 +47,16 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def part_name(name: str) -> str:
     """What a file is called until it is complete."""
     return f".{name}.part"
+
+
+def own_part(path: Path) -> Path:
+    """A place beside a file to write it, which no other writer has."""
+    return path.with_name(part_name(f"{secrets.token_hex(_TOKEN_BYTES)}.{path.name}"))
+
+
+def left_parts(path: Path) -> list[Path]:
+    """What writers of a file left that were killed; nobody may be writing it."""
+    return list(path.parent.glob(part_name(f"{'?' * 2 * _TOKEN_BYTES}.{glob.escape(path.name)}")))
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:

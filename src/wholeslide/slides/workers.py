@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: What a worker runs, given the number of its end of the connection.
 _PROGRAM = "from wholeslide.slides.worker import serve; serve({})"
-#: How long a worker may take for an answer. A slide of one single strip, decoded whole from a slow disk, takes minutes.
+#: How long a worker may be silent before an answer, or in the middle of one. A slide of one single strip, decoded whole from a
+#: slow disk, takes minutes.
 _PATIENCE_SECONDS = 600.0
 _LOOK_SECONDS = 1.0
 #: How long a worker may take to end, which has nothing left to do.
@@ -132,14 +134,24 @@ class Worker:
 
         Raises:
             EOFError, OSError: it has ended.
-            _SilentError: it says nothing.
+            _SilentError: it says nothing, or does not go on.
         """
         waited_seconds = 0.0
         while not self._connection.poll(_LOOK_SECONDS):
             waited_seconds += _LOOK_SECONDS
             if waited_seconds >= _PATIENCE_SECONDS:
                 raise _SilentError
-        return self._connection.recv()
+        self._limit_reads()
+        try:
+            return self._connection.recv()
+        except BlockingIOError as error:  # how a read ends that has taken too long
+            raise _SilentError from error
+
+    def _limit_reads(self) -> None:
+        """Wait for the rest of an answer no longer than for its beginning; a read begins anew after all of this was stopped."""
+        limit = struct.pack("ll", int(_PATIENCE_SECONDS), int(_PATIENCE_SECONDS % 1 * 1e6))
+        with socket.fromfd(self._connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 class Workers:

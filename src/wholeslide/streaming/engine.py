@@ -43,8 +43,6 @@ from wholeslide.streaming.tiles import Tile, lone_tile
 
 #: Windows of pixels that are read, each on a thread of its own, while one is computed.
 _WINDOWS_AHEAD = 2
-#: Side of the image that stages are compiled with; they then take any.
-_EXAMPLE_PX = 256
 
 
 class StreamingEngine:
@@ -96,21 +94,23 @@ class StreamingEngine:
     def compile(self) -> None:
         """Predict with stages that ``torch.compile`` makes now, which takes a minute or more; training is not touched.
 
+        Each is given windows as the plan has them, so that none is compiled again while a slide waits.
+
         Raises:
             ConfigError: torch has no way to compile for this device.
         """
-        execution = self.plan.execution
-        compiled = compiled_parts(self.network, execution.multiplied_dtype)
-        x_bchw = torch.zeros((1, 3, _EXAMPLE_PX, _EXAMPLE_PX), dtype=execution.parameter_dtype, device=self.device)
+        runner = replace(self.runner, compiled=compiled_parts(self.network, self.plan.execution.multiplied_dtype))
         try:
-            with torch.inference_mode(), self.runner.autocast():
-                for part in compiled:
-                    x_bchw = part(execution.arrange(x_bchw)).to(execution.store_dtype)
+            runner.run_examples()
         except RuntimeError as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             remedy = "leave it out, or install what it needs: on a CPU, a C++ compiler"
             raise ConfigError.single(f"torch.compile failed: {reason}", where="--compile", remedy=remedy) from error
-        self._predictor = replace(self.runner, compiled=compiled)
+        self._predictor = runner
+
+    def warm_up(self) -> None:
+        """Compute a few tiles of every stage: what libraries make at a first call is then there before the first slide."""
+        self._predictor.run_examples()
 
     def step(
         self,

@@ -110,6 +110,31 @@ class TileRunner:
         side = tile_side(self.plan.tile_px[0], stride_px=stem.stride, align=STEM_ALIGN)
         return partition(view_size, stem.locality, tile_cells=side, align=STEM_ALIGN)
 
+    @torch.inference_mode()
+    def run_examples(self) -> None:
+        """Predict a few windows of the stem and of each stage, as the plan has them, that hold nothing."""
+        execution = self.plan.execution
+        for number in range(self.network.depth + 1):
+            dtype = torch.uint8 if self.quantized else execution.store_dtype if number else execution.parameter_dtype
+            weights = self.step_weights(number, trained=False)
+            for shape, tile in self._example_windows(number):
+                self.run(weights, torch.zeros(shape, dtype=dtype, device=self.device), tile)
+
+    def _example_windows(self, number: int) -> Iterator[tuple[tuple[int, int, int, int], Tile]]:
+        """Shapes of windows of stage ``number``, or of the stem (0), with their tiles: the plan's largest, smallest, background's.
+
+        None has equal sides: what torch compiles for such takes no others.
+        """
+        view_size = self.network.padded_size(self.plan.largest)
+        part, tiles, align = self.network.stem, self.stem_tiles(view_size), 1
+        if number:
+            part, align = self.network.stage(number), self.network.head(number).kernel
+            tiles = self.tiles(number, self.network.feature_size(view_size, number - 1))
+        by_size = sorted(tiles, key=lambda tile: tile.cell_window.size.area)
+        for tile in (by_size[-1], by_size[0], lone_tile(part.locality, align=align)):
+            height, width = tile.cell_window.height, tile.cell_window.width
+            yield (1, part.in_channels, height, width + part.locality.x.stride * (width == height)), tile
+
     def needed_of_stem(self, tile: Tile, view_size: Size, varying: VaryingPixels) -> list[Tile]:
         """The parts of a tile of the stem that see more than background."""
         locality, own = self.network.stem.locality, tile.cell_own

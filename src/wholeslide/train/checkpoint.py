@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wholeslide.errors import RunError
-from wholeslide.slides.files import FULL, sync_folder
+from wholeslide.slides.files import FULL, own_part, sync_folder
 from wholeslide.train.optim import load_optimizer_tensors, optimizer_tensors
 from wholeslide.train.state import LoopState
 
@@ -226,17 +226,19 @@ def _is_full(error: OSError | SafetensorError) -> bool:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file so that every reader sees the old or the new content, whole, even after a power cut."""
-    part = path.with_name(path.name + ".part")
+    """Replace a file so that every reader sees the old or the new content, whole, even after a power cut.
+
+    Of several that write it at the same time, the last one's content stays.
+    """
+    part = own_part(path)
     try:
         with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError:
+    finally:
         part.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -247,7 +249,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
-    part = path.with_name(path.name + ".part")
+    part = own_part(path)
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     try:
         save_file(plain, part, metadata={"format_version": str(FORMAT_VERSION)})
@@ -256,9 +258,8 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> str:
             os.fsync(file.fileno())
         sha256 = file_sha256(part)
         part.replace(path)
-    except (OSError, SafetensorError):
+    finally:
         part.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
     return sha256
 

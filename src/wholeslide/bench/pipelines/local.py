@@ -60,6 +60,9 @@ class LocalPipeline(Pipeline):
                 observe_slide(calibration, view)
             self._engine.multiply_integers(calibration)
 
+    def warm_up(self) -> None:
+        self._engine.warm_up()
+
     def predict(self) -> Probabilities:
         with closing(self._open()) as view:
             return self._final(view)

@@ -27,6 +27,10 @@ class Pipeline(ABC):
     """A network, ready to predict. What it predicts is of no use, as its weights are random; what it computes is the same."""
 
     @abstractmethod
+    def warm_up(self) -> None:
+        """Compute one batch, or one tile of each stage, of as many pixels as :meth:`predict` takes at once."""
+
+    @abstractmethod
     def predict(self) -> Probabilities:
         """From opening the file to class probabilities, (classes,); reads while it computes, if it ever does."""
 

@@ -42,6 +42,10 @@ class TunedPipeline(Pipeline):
         self._patches: list[np.ndarray] | None = None
 
     @torch.inference_mode()
+    def warm_up(self) -> None:
+        self._features(_grey_patches(self._batch))
+
+    @torch.inference_mode()
     def predict(self) -> Probabilities:
         return self._classified(self._read_batches())
 
@@ -90,9 +94,13 @@ class TunedPipeline(Pipeline):
 
     @torch.inference_mode()
     def _seconds_a_patch(self, batch: int) -> float:
-        patches_bhwc = np.full((batch, PATCH_PX, PATCH_PX, 3), 128, np.uint8)
+        patches_bhwc = _grey_patches(batch)
         self._features(patches_bhwc)
         begun = time.perf_counter()
         for _ in range(_ROUNDS):
             self._features(patches_bhwc)
         return (time.perf_counter() - begun) / batch
+
+
+def _grey_patches(count: int) -> np.ndarray:
+    return np.full((count, PATCH_PX, PATCH_PX, 3), 128, np.uint8)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wholeslide.baselines.encoder import PatchEncoder
+from wholeslide.baselines.patches import PATCH_PX
 from wholeslide.bench.pipelines.case import SpeedCase
 from wholeslide.bench.pipelines.patches import bag_flops, gated_attention, probabilities, random_encoder, whole_boxes
 from wholeslide.bench.pipelines.pipeline import Pipeline, Probabilities
@@ -36,6 +37,10 @@ class UsualPipeline(Pipeline):
         self._encoder = random_encoder(case)
         self._classifier = gated_attention(self._encoder, case)
         self._patches: np.ndarray | None = None
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        self._features(iter([torch.zeros(_BATCH, 3, PATCH_PX, PATCH_PX)]))
 
     @torch.no_grad()
     def predict(self) -> Probabilities:
@@ -76,9 +81,11 @@ class UsualPipeline(Pipeline):
         yield from DataLoader(_Patches(self._case.path, boxes, self._encoder), batch_size=_BATCH, num_workers=_WORKERS)
 
     def _classified(self, batches: Iterator[Tensor]) -> Probabilities:
+        return probabilities(self._classifier, self._features(batches))
+
+    def _features(self, batches: Iterator[Tensor]) -> list[Tensor]:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._case.dtype == "bf16"):
-            features = [self._encoder(batch) for batch in batches]
-        return probabilities(self._classifier, features)
+            return [self._encoder(batch) for batch in batches]
 
 
 class _Patches(Dataset[Tensor]):
