@@ -31,7 +31,9 @@ def expected_evidence(oracle: Oracle, features: Tensor, number: int) -> np.ndarr
 def expected_attention(network: LocalNetwork, z: Tensor, number: int) -> np.ndarray:
     head = network.head(number)
     with torch.no_grad():
-        normed = torch.relu(torch.nn.functional.group_norm(z, z.shape[1], head.norm.weight, head.norm.bias, head.norm.eps))
+        normed = torch.relu(
+            torch.nn.functional.group_norm(z, z.shape[1], head.norm.weight, head.norm.bias, head.norm.eps)
+        )
         cells = normed[0].flatten(1).T
         gated = torch.tanh(head.attention_tanh(cells)) * torch.sigmoid(head.attention_gate(cells))
         return torch.softmax(head.attention_score(gated)[:, 0], 0).reshape(z.shape[-2:]).numpy()

@@ -267,9 +267,7 @@ def _forward(
     keeps_last: bool = False,
 ) -> StagePass:
     """x_k and, where asked for, z, without gradients; the last stage's x_k is kept where asked for."""
-    work = StagePass(
-        runner, number, x_previous, varying, trained=False, needs_grid=needs_grid, keeps_last=keeps_last
-    )
+    work = StagePass(runner, number, x_previous, varying, trained=False, needs_grid=needs_grid, keeps_last=keeps_last)
     with torch.no_grad():
         for tile, own_bchw in work.run(work.everything):
             work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)

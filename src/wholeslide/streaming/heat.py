@@ -1,10 +1,10 @@
 """What a stage's classifier looked at, and what speaks for each class, cell by cell.
 
-Attention is the classifier's own, on its grid. The evidence for a class is, for each cell of x_k, the sum over channels of its features
-times the gradient of the class's logit with respect to them, through the classifier only: Grad-CAM (Selvaraju et al. 2017) with
-the gradient of each cell in place of its mean over cells, so that what stands at a place is what that place contributes (HiResCAM,
-Draelos & Carin 2020). The first layer of the classifier is linear and without a bias, so the evidence of the cells below a cell of
-the grid adds up to z times the gradient of z.
+Attention is the classifier's own, on its grid. The evidence for a class is, for each cell of x_k, the sum over channels of its
+features times the gradient of the class's logit with respect to them, through the classifier only: Grad-CAM (Selvaraju et al.
+2017) with the gradient of each cell in place of its mean over cells, so that what stands at a place is what that place
+contributes (HiResCAM, Draelos & Carin 2020). The first layer of the classifier is linear and without a bias, so the evidence of
+the cells below a cell of the grid adds up to z times the gradient of z.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from torch.nn import functional as F
 from wholeslide.streaming.grid import ROWS_OF_A_PART
 from wholeslide.streaming.grid_gradient import Decision, classify
 from wholeslide.streaming.stage_pass import StagePass
-from wholeslide.streaming.tiles import Tile
 
 Map = npt.NDArray[np.float32]
 
-MOST_CELLS = 2**25
+MOST_CELLS = 2**22
 """Of the evidence of a stage, all classes together; where x_k has more, it is summed over the cells of the grid."""
 
 
