@@ -28,6 +28,7 @@ LAYERS = (
     ("baselines",),
     ("train",),
     ("predict",),
+    ("explain",),
     ("verify_config",),
     ("demo", "verify", "doctor"),
     ("bench",),
@@ -59,6 +60,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "explain",
     "compare",
 )
 COMMANDS += ("verify", "doctor")

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from wholeslide.baselines.aggregator import Aggregator
+from wholeslide.baselines.bag import Bag
 from wholeslide.baselines.encoder import PatchEncoder
+from wholeslide.baselines.heat import PatchHeat, patch_heat
 from wholeslide.draws import Draws
+from wholeslide.errors import FeatureError
 from wholeslide.model.staged import StagedNetwork
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.step import StepResult
@@ -21,9 +25,21 @@ from wholeslide.streaming.step import StepResult
 
 @dataclass(frozen=True, eq=False)
 class BagView:
-    """A slide as the features of its patches, float32 of shape (N, D)."""
+    """A slide as the features of its patches."""
 
-    features_nd: np.ndarray
+    bag: Bag
+
+    def l0_patches(self) -> tuple[npt.NDArray[np.float64], tuple[float, float]]:
+        """Upper left corners, (N, 2), and width and height of the patches, in level-0 pixels.
+
+        Raises:
+            FeatureError: they came from a file that does not say where they lie.
+        """
+        corners, side = self.bag.l0_coords_n2, self.bag.l0_patch_px
+        if corners is None or side is None:
+            what, remedy = "the features do not say where their patches lie", "extract them with coordinates"
+            raise FeatureError.single(what, where=str(self.bag.source), remedy=remedy)
+        return corners.astype(np.float64), (side, side)
 
     def prefetch(self, limit_bytes: int) -> None:
         """Nothing: they are in memory."""
@@ -101,8 +117,12 @@ class BagLearner:
         found: np.ndarray = aggregator.probabilities(aggregator(self._features(view))).cpu().numpy()[None]
         return found
 
+    def explain(self, view: BagView) -> Iterator[PatchHeat]:
+        """What it looked at, patch by patch."""
+        yield patch_heat(self.network.aggregator, self._features(view), number=1)
+
     def _features(self, view: BagView) -> Tensor:
-        return torch.from_numpy(view.features_nd).to(self.device)
+        return torch.from_numpy(view.bag.features_nd).to(self.device)
 
 
 @contextmanager

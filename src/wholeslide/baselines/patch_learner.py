@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from wholeslide.baselines.aggregator import Aggregator
 from wholeslide.baselines.bag_learner import seeded
 from wholeslide.baselines.encoder import PatchEncoder
+from wholeslide.baselines.heat import PatchHeat, patch_heat
 from wholeslide.baselines.patch_view import PatchView
 from wholeslide.baselines.registry import PatchRule
 from wholeslide.draws import Draws
@@ -143,6 +145,20 @@ class PatchLearner:
         self.waited_seconds = view.waited_seconds
         return found
 
+    def explain(self, view: PatchView) -> Iterator[PatchHeat]:
+        """What each part looked at, patch by patch: part 1 at each for itself, part 2 at those that it was given."""
+        features_nd = self._features(view)
+        probabilities_nc = self._patch_probabilities(features_nd)
+        with torch.no_grad():
+            weight_cd = self.network.patch_classifier.weight
+            evidence_cn = (weight_cd @ features_nd.T).float().cpu().numpy()
+        yield PatchHeat(ENCODER, self._slide_probabilities(probabilities_nc), None, evidence_cn)
+        chosen = self._chosen(probabilities_nc)
+        found = patch_heat(self.network.aggregator, features_nd[chosen], number=AGGREGATOR)
+        count = len(features_nd)
+        attention_bn = None if found.attention_bn is None else _spread(found.attention_bn, chosen, count)
+        yield replace(found, attention_bn=attention_bn, evidence_cn=_spread(found.evidence_cn, chosen, count))
+
     def _patch_loss(self, view: PatchView, label: int, draws: Draws) -> tuple[Tensor, npt.NDArray[np.float64]]:
         """Part 1's loss, the mean over the patches that are taught, and what is said of the slide."""
         encoder = self.network.encoder
@@ -192,13 +208,21 @@ class PatchLearner:
         return mean
 
     def _seen(self, features_nd: Tensor, probabilities_nc: npt.NDArray[np.float64]) -> Tensor:
-        """What part 2 is given: the highest-scoring patches, the first in front, or all in the slide's order."""
-        rule = self.network.rule
-        if not rule.ranked:
-            return features_nd
-        return features_nd[
-            torch.from_numpy(self.network.ranks(probabilities_nc)[: rule.highest]).to(features_nd.device)
-        ]
+        """What part 2 is given of the features of all patches."""
+        return features_nd[self._chosen(probabilities_nc)]
+
+    def _chosen(self, probabilities_nc: npt.NDArray[np.float64]) -> Tensor:
+        """Positions of the patches that part 2 is given: the highest-scoring, the first in front, or all in the slide's order."""
+        rule, count = self.network.rule, len(probabilities_nc)
+        chosen = self.network.ranks(probabilities_nc)[: rule.highest] if rule.ranked else np.arange(count)
+        return torch.from_numpy(chosen).to(self.device)
+
+
+def _spread(values_bn: npt.NDArray[np.float32], chosen: Tensor, count: int) -> npt.NDArray[np.float32]:
+    """Values of some patches among all ``count`` of them; the others' are zero."""
+    spread_bn = np.zeros((len(values_bn), count), np.float32)
+    spread_bn[:, chosen.cpu().numpy()] = values_bn
+    return spread_bn
 
 
 def _probabilities(logits_nc: Tensor) -> npt.NDArray[np.float64]:

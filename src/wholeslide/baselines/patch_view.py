@@ -100,6 +100,13 @@ class PatchView:
         """
         return self._bags.bag(self._path, self._slide).features_nd
 
+    def l0_patches(self) -> tuple[npt.NDArray[np.float64], tuple[float, float]]:
+        """Upper left corners, (N, 2), and width and height of the patches, in level-0 pixels."""
+        slide = self._slide()
+        corners_n2 = np.array([(box.left, box.top) for box in self.boxes], dtype=np.float64)
+        side, sampling = self._patch_px, slide.sampling
+        return slide.l0_from_whole(corners_n2), (side * sampling.downsample_x, side * sampling.downsample_y)
+
     def prefetch(self, limit_bytes: int) -> None:
         """Open the slide, unless its features are kept. Its pixels are read as they are needed."""
         if not self._bags.holds(self._path):

@@ -33,6 +33,7 @@ from wholeslide.model.quantization import Calibration
 from wholeslide.streaming.background import Pixels, PixelSource, VaryingPixels
 from wholeslide.streaming.disk_store import folder_for_features
 from wholeslide.streaming.grid import ROWS_OF_A_PART
+from wholeslide.streaming.heat import StageHeat, stage_heat
 from wholeslide.streaming.objective import StageObjective
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.stage_pass import StagePass, StageStep
@@ -195,6 +196,30 @@ class StreamingEngine:
         x.close()
         return rows
 
+    def explain(self, view: PixelSource) -> Iterator[StageHeat]:
+        """What each stage's classifier looked at, stage after stage, in the arithmetic of training.
+
+        Args:
+            view: the slide; it stays open until the last stage has been given.
+
+        Raises:
+            ConfigError: the view has not the size that the network pads to.
+            SlideError: the slide could not be read.
+        """
+        runner, network = self.runner, self.network
+        runner.begin(training=False)
+        x, varying = self._stem(runner, view)
+        try:
+            for number in range(1, network.depth + 1):
+                work = _forward(runner, number, x, varying, needs_grid=True, keeps_last=True)
+                x.close()
+                assert work.x is not None
+                x = work.x
+                yield stage_heat(work, stride_px=network.stage(number).stride, number=number)
+                del work  # before the next stage makes its own weights and grid
+        finally:
+            x.close()
+
     @torch.no_grad()
     def _stem(self, runner: TileRunner, view: PixelSource) -> tuple[FeatureStore, VaryingPixels]:
         """x_0, pixels through the frozen stem; and where the pixels are not all background."""
@@ -233,10 +258,16 @@ class StreamingEngine:
 
 
 def _forward(
-    runner: TileRunner, number: int, x_previous: FeatureStore, varying: VaryingPixels, *, needs_grid: bool
+    runner: TileRunner,
+    number: int,
+    x_previous: FeatureStore,
+    varying: VaryingPixels,
+    *,
+    needs_grid: bool,
+    keeps_last: bool = False,
 ) -> StagePass:
-    """x_k and, where asked for, z, without gradients; the last stage's x_k is not kept."""
-    work = StagePass(runner, number, x_previous, varying, trained=False, needs_grid=needs_grid)
+    """x_k and, where asked for, z, without gradients; the last stage's x_k is kept where asked for."""
+    work = StagePass(runner, number, x_previous, varying, trained=False, needs_grid=needs_grid, keeps_last=keeps_last)
     with torch.no_grad():
         for tile, own_bchw in work.run(work.everything):
             work.keep(tile, own_bchw, work.grid(own_bchw) if needs_grid else None)

@@ -7,25 +7,38 @@ complete, for the gradient of each row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from wholeslide.model.heads import AttentionClassifier, Moments
 from wholeslide.streaming.grid import ROWS_OF_A_PART, GridLayout
-from wholeslide.streaming.objective import StageObjective
+
+Decision = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the logits, (classes,), to a scalar whose gradient is asked for, and the probabilities, (classes,)."""
 
 
-def classify(objective: StageObjective, z_nc: Tensor, layout: GridLayout, *, weight: float) -> tuple[float, Tensor]:
-    """The classification loss and the probabilities (classes,); the classifier's gradients are accumulated on the way.
+def classify(
+    head: AttentionClassifier,
+    decide: Decision,
+    z_nc: Tensor,
+    layout: GridLayout,
+    *,
+    kept_n: Tensor | None = None,
+    weight: float = 1.0,
+) -> tuple[float, Tensor]:
+    """The scalar that is asked for and the probabilities (classes,); the classifier's gradients are accumulated on the way.
 
     Args:
-        objective: of the stage.
-        z_nc: the rows of the whole grid, (N, C); on return, the gradient of the loss with respect to them.
+        head: the stage's classifier.
+        decide: what becomes of its logits.
+        z_nc: the rows of the whole grid, (N, C); on return, the gradient of the scalar with respect to them.
         layout: which cells the rows are.
+        kept_n: how many of each row's cells survive dropout; by default all do.
         weight: factor on all gradients.
     """
-    head, parts = objective.network.head(objective.number), torch.split(z_nc, ROWS_OF_A_PART)
-    count_n, kept_n = layout.counts(z_nc), objective.survivors(layout, z_nc)
+    parts, count_n = torch.split(z_nc, ROWS_OF_A_PART), layout.counts(z_nc)
     with torch.no_grad():
         moments = Moments.of_rows(parts, count_n).leaves()
         scores = torch.cat([head.scores(part, moments) for part in parts])
@@ -36,7 +49,7 @@ def classify(objective: StageObjective, z_nc: Tensor, layout: GridLayout, *, wei
         pooled = [head.pooled(part, moments, share) for part, share in zip(parts, shares, strict=True)]
         pooled_c = torch.stack(pooled).sum(dim=0)
     pooled_c.requires_grad_()
-    loss, probabilities = objective.decision(head.decided(pooled_c))
+    loss, probabilities = decide(head.decided(pooled_c))
     torch.autograd.backward([loss * weight])
     assert pooled_c.grad is not None
     with torch.no_grad():

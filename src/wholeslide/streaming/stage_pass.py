@@ -38,27 +38,28 @@ class StagePass:
         *,
         trained: bool,
         needs_grid: bool = True,
+        keeps_last: bool = False,
     ) -> None:
         self.x_previous, self._number = x_previous, number
         self._runner, network, execution = runner, runner.network, runner.plan.execution
-        stage, self._head = network.stage(number), network.head(number)
+        stage, self.head = network.stage(number), network.head(number)
         self.weights = runner.step_weights(number, trained=trained)
         with torch.set_grad_enabled(trained):  # cast once, as the stage's own weights are
-            dtype, weight = execution.multiplied_dtype, self._head.to_grid.weight
+            dtype, weight = execution.multiplied_dtype, self.head.to_grid.weight
             self._grid_weight = weight if dtype is None else weight.to(dtype)
         has_constant = x_previous.constant_c is not None
         self.tiles = runner.tiles(number, x_previous.size, varying if has_constant else None)
         self.x_size = stage.locality.output_size(x_previous.size)
-        self.x = runner.open_store(number, x_previous.size) if number < network.depth else None
+        self.x = runner.open_store(number, x_previous.size) if keeps_last or number < network.depth else None
         grid_boxes = [self._grid_box(tile) for tile in self.tiles]
-        grid_size = Size(self._head.grid_length(self.x_size.width), self._head.grid_length(self.x_size.height))
+        grid_size = Size(self.head.grid_length(self.x_size.width), self.head.grid_length(self.x_size.height))
         self.layout = GridLayout.of_boxes(grid_size, grid_boxes)
-        self.lone = lone_tile(stage.locality, align=self._head.kernel) if self.layout.elided else None
+        self.lone = lone_tile(stage.locality, align=self.head.kernel) if self.layout.elided else None
         ends = np.cumsum([box.size.area for box in grid_boxes]).tolist()
         self._rows = {
             tile: slice(end - box.size.area, end) for tile, box, end in zip(self.tiles, grid_boxes, ends, strict=True)
         }
-        shape = (self.layout.rows * needs_grid, self._head.to_grid.out_channels)
+        shape = (self.layout.rows * needs_grid, self.head.to_grid.out_channels)
         self.z_nc = torch.empty(shape, dtype=execution.parameter_dtype, device=runner.device)
 
     @property
@@ -79,7 +80,7 @@ class StagePass:
     def grid(self, own_bchw: Tensor) -> Tensor:
         """The part of z above a tile's own cells."""
         with self._runner.autocast():
-            grid_bchw = self._head.grid(self._runner.real(self._number, own_bchw), self._grid_weight)
+            grid_bchw = self.head.grid(self._runner.real(self._number, own_bchw), self._grid_weight)
         return grid_bchw.to(head_dtype(grid_bchw.dtype))
 
     def keep(self, tile: Tile, own_bchw: Tensor, grid_bchw: Tensor | None) -> None:
@@ -108,8 +109,8 @@ class StagePass:
 
     def _grid_box(self, tile: Tile) -> Box:
         """The cells of the grid above a tile."""
-        own, length = tile.cell_own, self._head.grid_length
-        left, top = own.left // self._head.kernel, own.top // self._head.kernel
+        own, length = tile.cell_own, self.head.grid_length
+        left, top = own.left // self.head.kernel, own.top // self.head.kernel
         return Box(left, top, length(own.width), length(own.height))
 
 
@@ -179,9 +180,17 @@ class StageStep:
 
     def _classify(self) -> Tensor:
         """The gradient of the loss on the whole grid; the classifier's own gradients are accumulated on the way."""
-        loss, probabilities = classify(self._objective, self._work.z_nc, self._work.layout, weight=self._weight)
-        self.classification_loss, self.probabilities = loss, probabilities.cpu().numpy()
-        return self._work.z_nc
+        objective, work = self._objective, self._work
+        self.classification_loss, probabilities = classify(
+            work.head,
+            objective.decision,
+            work.z_nc,
+            work.layout,
+            kept_n=objective.survivors(work.layout, work.z_nc),
+            weight=self._weight,
+        )
+        self.probabilities = probabilities.cpu().numpy()
+        return work.z_nc
 
     def _reconstruct(self) -> tuple[list[Box], Tensor | None]:
         """The regions and the gradients of their features, (R, C, h, w); the decoder's are accumulated on the way."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from wholeslide.baselines.heat import PatchHeat
 from wholeslide.draws import Draws
 from wholeslide.model.staged import StagedNetwork
+from wholeslide.streaming.heat import StageHeat
 from wholeslide.streaming.plan import Plan
 from wholeslide.streaming.step import StepResult
 from wholeslide.train.prefetch import View
@@ -53,6 +55,9 @@ class Learner(Protocol[V_contra]):
 
     def predict(self, view: V_contra, *, classifiers: Collection[int] | None = None) -> np.ndarray:
         """Class probabilities of each part's classifier, (depth, classes) float64, NaN where one was not asked."""
+
+    def explain(self, view: V_contra) -> Iterator[StageHeat] | Iterator[PatchHeat]:
+        """What each part's classifier looked at, part after part, from 1; the view stays open meanwhile."""
 
 
 class Source(Protocol[V_co]):

@@ -189,7 +189,7 @@ class BagSource:
         else:
             _refuse_features(entry)
             bag = self.bags.bag(entry.path, lambda: open_slide_of(entry, self.slide_config, self.cache))
-        return BagView(bag.features_nd)
+        return BagView(bag)
 
 
 class PatchesMethod:

@@ -1,0 +1,222 @@
+"""Slides, one after another, from their files to folders of maps and pictures."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wholeslide.cohort.files import SlideFolder, is_feature_file, slide_stem
+from wholeslide.errors import Problem, RunError, WholeslideError
+from wholeslide.explain.maps import HeatMap, maps_of
+from wholeslide.explain.output import Explanation, read_description, write_explanation
+from wholeslide.predict.engine import device_of, open_run, plan_for, trained_engine
+from wholeslide.predict.inputs import find_inputs
+from wholeslide.slides.config import Decoders, SlideConfig
+from wholeslide.slides.lock import alone_in
+from wholeslide.slides.readers import slide_error, unreadable
+from wholeslide.slides.working import WorkingSlide, open_working_slide
+from wholeslide.streaming.recovery import SlideMemoryError, memory_for, take_smaller_plan
+from wholeslide.train.learner import Learner, Source
+from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
+from wholeslide.train.run import Run
+from wholeslide.train.views import Entry, entries
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A slide's name, its folder, and what it was taken for; ``was_there``: nothing had to be done."""
+
+    file: str
+    folder: Path
+    prediction: str
+    was_there: bool = False
+
+
+@dataclass(frozen=True)
+class ExplainResult:
+    """The slides that have a folder, and the problems of the others, both in the order of the inputs."""
+
+    done: tuple[Explained, ...]
+    errors: tuple[Problem, ...]
+
+
+def explain(
+    run_dir: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    slides: Path | None = None,
+    mpp_override: float | None = None,
+    decoders: Decoders | None = None,
+    memory: str | None = None,
+    resume: bool = False,
+    on_error: Callable[[Problem], None] | None = None,
+    quiet: bool = True,
+) -> ExplainResult:
+    """Write what the best checkpoint of a run looks at on slides, a folder a slide, as `wholeslide.explain.output` has it.
+
+    Args:
+        run_dir: The run.
+        inputs: Slides, folders that are searched for slides, and manifests without need of labels; files of features where the
+            run was trained on such.
+        out: Folder of the slides' folders.
+        slides: Folder of the slides that manifests name, left out: each manifest's own; of the slides that features were made of.
+        mpp_override: Microns per stored pixel, for files whose scale is missing or wrong.
+        decoders: Where files are decoded, as `SlideConfig` has it; left out: as in training.
+        memory: Most memory to use, as ``"8GiB"``; left out: the run's own plan.
+        resume: Keep what was made with this checkpoint; else a slide's folder that is there is an error.
+        on_error: Is told of each problem of a slide as it is met; the others go on.
+        quiet: No progress bar.
+
+    Raises:
+        RunError: no such run or checkpoint; folders of these slides are there; ``out`` cannot be written, or is being written.
+        CohortError: a manifest that cannot be used; nothing to explain.
+        ConfigError: ``mpp_override`` is no scale; nothing fits into ``memory``.
+    """
+    run = open_run(run_dir, decoders)
+    slide_config, checkpoint = run.slide_config, run.checkpoints.pointer("best").sha256
+    if mpp_override is not None:
+        slide_config = replace(slide_config, mpp_override=mpp_override)
+    found = find_inputs(inputs, slides=slides)
+    asked, errors = entries(found.table), list[Problem]()
+
+    def note(error: WholeslideError) -> None:
+        errors.extend(error.problems)
+        if on_error is not None:
+            for problem in error.problems:
+                on_error(problem)
+
+    for _, missing in found.missing:
+        note(missing)
+    with alone_in(out), progress_bar("explain", len(asked), quiet=quiet) as progress:
+        folders = [out / name for name in _folder_names(asked)]
+        done = _kept(asked, folders, checkpoint, resume=resume)
+        if any(one is None for one in done):
+            device = device_of(run.config.accelerator)
+            plan = plan_for(run, asked, slide_config, device, memory=memory)
+            engine = trained_engine(run, plan, device, checkpoint=checkpoint)
+            explainer = _Explainer(run, engine, slide_config, slides, checkpoint)
+        for position, (entry, folder) in enumerate(zip(asked, folders, strict=True)):
+            begun, said = time.perf_counter(), ""
+            if done[position] is None:
+                try:
+                    done[position] = explainer.explain(entry, folder)
+                except RunError:
+                    raise  # of the run or of the folder, not of this slide
+                except WholeslideError as error:
+                    note(error)
+                said = slide_note(time.perf_counter() - begun, memory_bytes(engine.device))
+            progress.advance(said)
+    return ExplainResult(tuple(one for one in done if one is not None), tuple(errors))
+
+
+class _Explainer:
+    """Explains slide after slide with one network.
+
+    Args:
+        run: the run.
+        engine: of its best checkpoint.
+        slide_config: how slides are read.
+        slides: where the slides are that features were made of.
+        checkpoint: the hash of the weights.
+    """
+
+    def __init__(
+        self, run: Run, engine: Learner[Any], slide_config: SlideConfig, slides: Path | None, checkpoint: str
+    ) -> None:
+        # Slides that were prepared have no level 0: what is explained is read from the slides themselves.
+        scanned = replace(run, config=replace(run.config, cache=None))
+        self._source: Source[Any] = scanned.source_of_others(engine.network, slide_config)
+        self._classes, self._checkpoint = tuple(run.classes), checkpoint
+        self._engine, self._slide_config = engine, slide_config
+        self._slides = None if slides is None else SlideFolder(slides)
+
+    def explain(self, entry: Entry, folder: Path) -> Explained:
+        """Write a slide's folder.
+
+        Raises:
+            SlideError: it cannot be read, or is too large for the smallest tiles.
+            FeatureError: features that are of another width, or do not say where their patches lie.
+            RunError: the folder cannot be written.
+        """
+        try:
+            with closing(self._slide(entry)) as slide:
+                explanation = self._explanation(entry)
+                write_explanation(explanation, slide, folder)
+        except OSError as error:
+            raise unreadable(entry.path, error) from error
+        return Explained(entry.file, folder, explanation.prediction)
+
+    def _explanation(self, entry: Entry) -> Explanation:
+        maps: list[HeatMap] = []
+        rows: list[np.ndarray] = []
+        with memory_for(entry.file), closing(self._source.open(entry)) as view:
+            while True:
+                try:
+                    with memory_for(entry.file):
+                        for heat in self._engine.explain(view):
+                            rows.append(heat.probabilities_c)
+                            maps += maps_of(heat, view, self._classes)
+                    break
+                except SlideMemoryError as error:
+                    reason = error.reason
+                maps.clear()
+                rows.clear()
+                take_smaller_plan(self._engine, entry.file, reason)
+        if not np.isfinite(rows).all():
+            remedy = "the weights have diverged: train again with a smaller --lr"
+            raise slide_error("the network's answer is not a number", entry.path, remedy)
+        return Explanation(entry.file, self._classes, np.stack(rows), tuple(maps), self._checkpoint)
+
+    def _slide(self, entry: Entry) -> WorkingSlide:
+        """The slide itself, whose pixels are shown."""
+        path = entry.path
+        if is_feature_file(path):
+            found = () if self._slides is None else self._slides.find(slide_stem(path.name))
+            if len(found) != 1:
+                what = (
+                    "no slide is found for these features"
+                    if not found
+                    else "several slides are found for these features"
+                )
+                remedy = "give the folder with the one slide that they were made of with --slides"
+                raise slide_error(what, path, remedy)
+            path = found[0]
+        return open_working_slide(path, self._slide_config, mpp=entry.mpp)
+
+
+def _kept(asked: Sequence[Entry], folders: Sequence[Path], checkpoint: str, *, resume: bool) -> list[Explained | None]:
+    """Of each slide, what is there and stays.
+
+    Raises:
+        RunError: folders are there, and nothing is resumed.
+    """
+    kept: list[Explained | None] = []
+    for entry, folder in zip(asked, folders, strict=True):
+        there = read_description(folder) if resume else None
+        same = there is not None and (there["file"], there["checkpoint"]) == (entry.file, checkpoint)
+        kept.append(Explained(entry.file, folder, there["prediction"], was_there=True) if there and same else None)
+    remedy = "give --resume to keep what this checkpoint has made and to replace the rest, or another --out"
+    taken = [Problem("an explanation is there already", str(folder), remedy) for folder in folders if folder.exists()]
+    if taken and not resume:
+        raise RunError(taken)
+    return kept
+
+
+def _folder_names(asked: Sequence[Entry]) -> list[str]:
+    """A name a slide, of letters that every file system takes; where two are alike, the later ones are numbered."""
+    plain = [re.sub(r"[^\w.-]+", "_", slide_stem(Path(entry.file).name)).strip(".") or "slide" for entry in asked]
+    seen: Counter[str] = Counter()
+    names = []
+    for name in plain:
+        seen[name.casefold()] += 1
+        names.append(name if seen[name.casefold()] == 1 else f"{name}-{seen[name.casefold()]}")
+    return names
