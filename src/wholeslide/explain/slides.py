@@ -96,7 +96,7 @@ def explain(
 
     for _, missing in found.missing:
         note(missing)
-    with alone_in(out), progress_bar("explain", len(asked), quiet=quiet) as progress:
+    with alone_in(out):
         folders = [out / name for name in _folder_names(asked)]
         done = _kept(asked, folders, checkpoint, resume=resume)
         if any(one is None for one in done):
@@ -104,18 +104,32 @@ def explain(
             plan = plan_for(run, asked, slide_config, device, memory=memory)
             engine = trained_engine(run, plan, device, checkpoint=checkpoint)
             explainer = _Explainer(run, engine, slide_config, slides, checkpoint)
-        for position, (entry, folder) in enumerate(zip(asked, folders, strict=True)):
-            begun, said = time.perf_counter(), ""
-            if done[position] is None:
-                try:
-                    done[position] = explainer.explain(entry, folder)
-                except RunError:
-                    raise  # of the run or of the folder, not of this slide
-                except WholeslideError as error:
-                    note(error)
-                said = slide_note(time.perf_counter() - begun, memory_bytes(engine.device))
-            progress.advance(said)
+            _explain_rest(explainer, asked, folders, done, note, quiet=quiet)
     return ExplainResult(tuple(one for one in done if one is not None), tuple(errors))
+
+
+def _explain_rest(
+    explainer: _Explainer,
+    asked: Sequence[Entry],
+    folders: Sequence[Path],
+    done: list[Explained | None],
+    note: Callable[[WholeslideError], None],
+    *,
+    quiet: bool,
+) -> None:
+    """Fill in what is not done yet; problems of slides are passed on."""
+    with progress_bar("explain", len(asked), completed=len(asked) - done.count(None), quiet=quiet) as progress:
+        for position, (entry, folder) in enumerate(zip(asked, folders, strict=True)):
+            if done[position] is not None:
+                continue
+            begun = time.perf_counter()
+            try:
+                done[position] = explainer.explain(entry, folder)
+            except RunError:
+                raise  # of the run or of the folder, not of this slide
+            except WholeslideError as error:
+                note(error)
+            progress.advance(slide_note(time.perf_counter() - begun, explainer.used_bytes))
 
 
 class _Explainer:
@@ -138,6 +152,11 @@ class _Explainer:
         self._classes, self._checkpoint = tuple(run.classes), checkpoint
         self._engine, self._slide_config = engine, slide_config
         self._slides = None if slides is None else SlideFolder(slides)
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory in use."""
+        return memory_bytes(self._engine.device)
 
     def explain(self, entry: Entry, folder: Path) -> Explained:
         """Write a slide's folder.
