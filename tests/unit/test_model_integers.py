@@ -198,6 +198,18 @@ def test_a_convolution_of_pixels_sees_the_mean_around_them() -> None:
     assert border.max() < 4 * to.scale
 
 
+def test_rounded_weights_see_nothing_in_pixels_of_the_mean_colour() -> None:
+    torch.manual_seed(0)
+    mean = torch.tensor([204, 153, 178]) / 255
+    layer = nn.Conv2d(3, 64, 7)
+    pixels_bchw = (255 * mean).round().to(torch.uint8).view(1, 3, 1, 1).repeat(1, 1, 12, 12)
+    to = Range(0.001, 128)  # fine enough to tell; biases lie within 0.09
+    found = PixelProduct(layer, Normalised(mean, torch.tensor([0.2, 0.25, 0.15])), to, "none", ())(pixels_bchw)
+    assert layer.bias is not None
+    expected = layer.bias.detach().view(1, 64, 1, 1).expand(found.shape)
+    assert (Real(to)(found) - expected).abs().max() <= 0.51 * to.scale
+
+
 @pytest.mark.parametrize(
     ("backbone", "stages", "most"),
     [

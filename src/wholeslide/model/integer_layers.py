@@ -74,9 +74,7 @@ class IntegerProduct(nn.Module):
         bounds: tuple[float, ...],
     ) -> None:
         super().__init__()
-        weight = layer.weight.detach().float()
-        scales = weight.abs().amax(dim=(1, 2, 3)).div_(_WEIGHT_LEVELS).clamp_(min=_LEAST_SCALE)
-        integers = (weight / scales[:, None, None, None]).round_().to(torch.int8)
+        integers, scales = _rounded_weight(layer.weight.detach().float())
         self._geometry = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
         shape = [1, layer.in_channels, _USUAL_CELLS, _USUAL_CELLS]
         self._weight = torch.ops.onednn.qconv_prepack(integers, scales, *source, *self._geometry, shape)
@@ -122,7 +120,8 @@ class Normalised(nn.Module):
 class PixelProduct(nn.Module):
     """The first convolution: multiplies stored pixels as they are, with the normalisation folded into its weights.
 
-    Where the layer pads with zeros, which stand for the mean colour, pixels of that colour lie around the window.
+    Where the layer pads with zeros, which stand for the mean colour, pixels of that colour lie around the window. The mean is taken
+    off with the rounded weights, so that their rounding counts for what differs from it only.
 
     Args:
         layer: the convolution of normalised pixels.
@@ -138,7 +137,8 @@ class PixelProduct(nn.Module):
         super().__init__()
         folded = copy.deepcopy(layer)
         weight = layer.weight.detach().float() / normalised.std
-        shift = (weight * normalised.mean).sum(dim=(1, 2, 3))
+        integers, scales = _rounded_weight(weight)
+        shift = (integers * scales[:, None, None, None] * normalised.mean).sum(dim=(1, 2, 3))
         folded.weight = nn.Parameter(weight / 255)
         folded.bias = nn.Parameter(-shift if layer.bias is None else layer.bias.detach().float() - shift)
         folded.padding = (0, 0)
@@ -185,6 +185,12 @@ class LargestInteger(nn.Module):
         for dim, (kernel, stride, padding) in enumerate(self._axes, start=2):
             q_bchw = _largest_along(q_bchw, dim, kernel, stride, padding)
         return q_bchw
+
+
+def _rounded_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (C', C, h, w) as int8, and what one level of each output channel stands for, (C',)."""
+    scales = weight.abs().amax(dim=(1, 2, 3)).div_(_WEIGHT_LEVELS).clamp_(min=_LEAST_SCALE)
+    return (weight / scales[:, None, None, None]).round_().to(torch.int8), scales
 
 
 def _largest_along(q_bchw: Tensor, dim: int, kernel: int, stride: int, padding: int) -> Tensor:
