@@ -113,6 +113,10 @@ def test_nothing_is_replaced_unless_asked(
     description.write_text(json.dumps({**facts, "checkpoint": "another"}))
     assert main([*words, "--resume"]) == 0
     assert json.loads(description.read_text()) == facts
+    for damaged in ("[]", "{}", '{"format_version": 1}', "{"):
+        description.write_text(damaged)
+        assert main([*words, "--resume"]) == 0
+        assert json.loads(description.read_text()) == facts
 
 
 def test_features_from_elsewhere_are_shown_on_their_slides(

@@ -12,9 +12,11 @@ import pytest
 import shapely
 import tifffile
 from slides_cases import GLASS, STROMA, write_pyramid
+from torch import nn
 
+from wholeslide.baselines.bag_cache import BagCache
 from wholeslide.baselines.heat import PatchHeat
-from wholeslide.baselines.patches import tissue_patches
+from wholeslide.baselines.patch_view import PatchView
 from wholeslide.explain.maps import HeatMap, maps_of
 from wholeslide.explain.output import Explanation, write_explanation
 from wholeslide.geometry import Box, Size
@@ -98,27 +100,15 @@ def stage_maps(case: Planted, slide: WorkingSlide) -> tuple[HeatMap, ...]:
     return tuple(maps_of(heat, view, CLASSES))
 
 
-@dataclass
-class Patches:
-    slide: WorkingSlide
-    patch_px: int
-
-    @property
-    def boxes(self) -> list[Box]:
-        return tissue_patches(self.slide, self.patch_px, least_tissue=0.3)
-
-    def l0_patches(self) -> tuple[np.ndarray, tuple[float, float]]:
-        corners = np.array([(box.left, box.top) for box in self.boxes], dtype=float)
-        sampling = self.slide.sampling
-        side = (self.patch_px * sampling.downsample_x, self.patch_px * sampling.downsample_y)
-        return self.slide.l0_from_whole(corners), side
-
-
 def patch_maps(case: Planted, slide: WorkingSlide) -> tuple[HeatMap, ...]:
-    patches = Patches(slide, 16)
-    values = np.array([is_lesion(slide.read_whole(box)).mean() for box in patches.boxes], np.float32)
+    bags = BagCache(nn.Identity(), least_tissue=0.3, folder=None)  # type: ignore[arg-type]  # nothing is encoded
+    view = PatchView(slide.path, lambda: opened(case, slide.path), bags, patch_px=16, least_tissue=0.3)
+    values = np.array([is_lesion(slide.read_whole(box)).mean() for box in view.boxes], np.float32)
     heat = PatchHeat(1, np.array([0.2, 0.8]), (values / values.sum())[None], np.stack([-values, values]))
-    return tuple(maps_of(heat, patches, CLASSES))
+    try:
+        return tuple(maps_of(heat, view, CLASSES))
+    finally:
+        view.close()
 
 
 def written(case: Planted, path: Path, maps: str) -> Path:

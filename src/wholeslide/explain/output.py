@@ -98,12 +98,13 @@ def write_explanation(explanation: Explanation, slide: WorkingSlide, folder: Pat
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """What ``explanation.json`` says, where it is there and of this format."""
+    """What ``explanation.json`` says, where it is there, whole and of this format."""
     try:
         found: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = found["format_version"] == FORMAT_VERSION and {"file", "checkpoint", "prediction"} <= found.keys()
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found.get("format_version") == FORMAT_VERSION else None
+    return found if known else None
 
 
 def _fill(explanation: Explanation, slide: WorkingSlide, folder: Path) -> None:
