@@ -14,6 +14,7 @@ from train_tiny import make_cohort, tiny_config
 from wholeslide.baselines.bag import Bag
 from wholeslide.baselines.feature_files import write_bag
 from wholeslide.cli import main
+from wholeslide.explain import explain_cohort, explanations_of
 from wholeslide.predict import predict
 from wholeslide.train.loop import train
 
@@ -139,3 +140,19 @@ def test_features_from_elsewhere_are_shown_on_their_slides(
     assert facts["main"] == "attention, stage 1"
     shown = np.load(tmp_path / "out" / "slide0" / "maps.npz")[facts["maps"][0]["array"]]
     assert len(np.unique(shown[np.isfinite(shown)])) == 4
+
+
+def test_a_run_keeps_what_is_said_of_its_own_cohort(manifest: Path, tmp_path: Path) -> None:
+    run = train(tiny_config(manifest, tmp_path / "run", epochs=1)).path
+    assert explanations_of(run) == {}
+    first = explain_cohort(run, {"slide7.png"})
+    assert [(one.file, one.was_there) for one in first.done] == [("slide7.png", False)]
+    both = explain_cohort(run, {"slide7.png", "slide2.png"})
+    assert {one.file: one.was_there for one in both.done} == {"slide7.png": True, "slide2.png": False}
+    kept = explanations_of(run)
+    assert kept == {one.file: one.folder for one in both.done}
+    description = kept["slide2.png"] / "explanation.json"
+    facts = json.loads(description.read_text())
+    description.write_text(json.dumps({**facts, "checkpoint": "of other weights"}))
+    assert explanations_of(run).keys() == {"slide7.png"}
+    assert explain_cohort(run, ()).done == ()

@@ -1,5 +1,5 @@
 """What a trained run looked at: maps of each slide, as numbers, pictures, overlays and regions."""
 
-from wholeslide.explain.slides import Explained, ExplainResult, explain
+from wholeslide.explain.slides import Explained, ExplainResult, explain, explain_cohort, explanations_of
 
-__all__ = ["ExplainResult", "Explained", "explain"]
+__all__ = ["ExplainResult", "Explained", "explain", "explain_cohort", "explanations_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,9 @@ from wholeslide.train.learner import Learner, Source
 from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
 from wholeslide.train.run import Run
 from wholeslide.train.views import Entry, entries
+
+
+EXPLANATIONS = "explanations"
 
 
 @dataclass(frozen=True)
@@ -82,30 +85,102 @@ def explain(
         ConfigError: ``mpp_override`` is no scale; nothing fits into ``memory``.
     """
     run = open_run(run_dir, decoders)
-    slide_config, checkpoint = run.slide_config, run.checkpoints.pointer("best").sha256
+    slide_config = run.slide_config
     if mpp_override is not None:
         slide_config = replace(slide_config, mpp_override=mpp_override)
     found = find_inputs(inputs, slides=slides)
-    asked, errors = entries(found.table), list[Problem]()
-
-    def note(error: WholeslideError) -> None:
-        errors.extend(error.problems)
-        if on_error is not None:
-            for problem in error.problems:
-                on_error(problem)
-
+    asked, errors = entries(found.table), _Errors(on_error)
     for _, missing in found.missing:
-        note(missing)
-    with alone_in(out):
-        folders = [out / name for name in _folder_names(asked)]
+        errors.note(missing)
+    folders = [out / name for name in _folder_names(asked)]
+    done = _explain(run, asked, folders, errors, slide_config, slides, memory=memory, resume=resume, quiet=quiet)
+    return ExplainResult(done, tuple(errors.found))
+
+
+def explain_cohort(
+    run_dir: Path,
+    files: Collection[str],
+    *,
+    slides: Path | None = None,
+    pixels: Path | None = None,
+    on_error: Callable[[Problem], None] | None = None,
+    quiet: bool = True,
+) -> ExplainResult:
+    """Write what a run looks at on slides of its own cohort into the run, those that are there already aside.
+
+    Args:
+        run_dir: The run; its folder ``explanations`` gets a folder a slide.
+        files: Which slides, as the cohort names them.
+        slides: Folder of the run's slides; left out: where they were in training.
+        pixels: Folder of the slides that features were made of, where the run was trained on such.
+        on_error: Is told of each problem of a slide as it is met; the others go on.
+        quiet: No progress bar.
+
+    Raises:
+        RunError: no such run or checkpoint; it cannot be written, or is being written.
+        CohortError: slides of the cohort are no longer there.
+    """
+    run = open_run(run_dir, None)
+    cohort = entries(run.cohort(slides).table)
+    places = zip(cohort, _folder_names(cohort), strict=True)  # a slide's folder is the same whichever others are asked
+    wanted = [(entry, run_dir / EXPLANATIONS / name) for entry, name in places if entry.file in files]
+    asked, folders = [entry for entry, _ in wanted], [folder for _, folder in wanted]
+    errors = _Errors(on_error)
+    done = _explain(run, asked, folders, errors, run.slide_config, pixels, memory=None, resume=True, quiet=quiet)
+    return ExplainResult(done, tuple(errors.found))
+
+
+def explanations_of(run_dir: Path) -> dict[str, Path]:
+    """The folders that `explain_cohort` made with the run's best checkpoint, by the names of their slides.
+
+    Raises:
+        RunError: no such run or checkpoint.
+    """
+    checkpoint = Run.open(run_dir).checkpoints.pointer("best").sha256
+    kept = run_dir / EXPLANATIONS
+    folders = sorted(path for path in kept.iterdir() if path.is_dir()) if kept.is_dir() else []
+    there = [(folder, read_description(folder)) for folder in folders]
+    return {facts["file"]: folder for folder, facts in there if facts and facts["checkpoint"] == checkpoint}
+
+
+class _Errors:
+    """Problems of slides, told as they are met."""
+
+    def __init__(self, told: Callable[[Problem], None] | None) -> None:
+        self.found: list[Problem] = []
+        self._told = told
+
+    def note(self, error: WholeslideError) -> None:
+        self.found.extend(error.problems)
+        if self._told is not None:
+            for problem in error.problems:
+                self._told(problem)
+
+
+def _explain(
+    run: Run,
+    asked: Sequence[Entry],
+    folders: Sequence[Path],
+    errors: _Errors,
+    slide_config: SlideConfig,
+    pixels: Path | None,
+    *,
+    memory: str | None,
+    resume: bool,
+    quiet: bool,
+) -> tuple[Explained, ...]:
+    if not folders:
+        return ()
+    checkpoint = run.checkpoints.pointer("best").sha256
+    with alone_in(folders[0].parent):
         done = _kept(asked, folders, checkpoint, resume=resume)
         if any(one is None for one in done):
             device = device_of(run.config.accelerator)
             plan = plan_for(run, asked, slide_config, device, memory=memory)
             engine = trained_engine(run, plan, device, checkpoint=checkpoint)
-            explainer = _Explainer(run, engine, slide_config, slides, checkpoint)
-            _explain_rest(explainer, asked, folders, done, note, quiet=quiet)
-    return ExplainResult(tuple(one for one in done if one is not None), tuple(errors))
+            explainer = _Explainer(run, engine, slide_config, pixels, checkpoint)
+            _explain_rest(explainer, asked, folders, done, errors.note, quiet=quiet)
+    return tuple(one for one in done if one is not None)
 
 
 def _explain_rest(
