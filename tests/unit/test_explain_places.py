@@ -19,6 +19,7 @@ from wholeslide.baselines.heat import PatchHeat
 from wholeslide.baselines.patch_view import PatchView
 from wholeslide.explain.maps import HeatMap, maps_of
 from wholeslide.explain.output import Explanation, write_explanation
+from wholeslide.explain.stored import StoredExplanation
 from wholeslide.geometry import Box, Size
 from wholeslide.slides import openslide_reader
 from wholeslide.slides.config import SlideConfig
@@ -186,6 +187,19 @@ def test_regions_overlay_and_pictures(planted: tuple[Planted, Path]) -> None:
     assert (changed & inside).sum() > 0.3 * (case.lesion.size.area / step**2)
     assert (facts["prediction"], facts["main"]) == ("tumour", "attention, stage 1")
     assert np.nanmax(attention) > 5
+
+
+def test_what_a_viewer_lays_over_the_slide(planted: tuple[Planted, Path]) -> None:
+    case, path = planted
+    stored = StoredExplanation.read(written(case, path, "stages"))
+    titles = [shown.heat.title for shown in stored.maps]
+    assert titles[stored.main] == "attention, stage 1"
+    assert stored.probabilities == {"benign": 0.2, "tumour": 0.8}
+    columns, rows = np.arange(0.5, case.l0_size.width), np.arange(0.5, case.l0_size.height)
+    seen = stored.colours(titles.index("evidence for tumour, stage 1"), columns, rows)
+    assert seen.shape == (case.l0_size.height, case.l0_size.width, 4)
+    assert overlap(seen[..., 3] > 90, 1, path) > 0.85  # of level 0, pixel by pixel
+    assert (seen[seen[..., 3] > 90][:, 0] > seen[seen[..., 3] > 90][:, 2]).all()  # for the class: red
 
 
 def test_a_map_has_the_mean_one_where_it_is_attention() -> None:

@@ -33,6 +33,7 @@ LAYERS = (
     ("demo", "verify", "doctor"),
     ("bench",),
     ("compare",),
+    ("viewer",),
     ("cli",),
     ("__main__",),
 )
@@ -61,6 +62,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "explain",
+    "view",
     "compare",
 )
 COMMANDS += ("verify", "doctor")

@@ -42,10 +42,16 @@ class Scale:
         found: Map = np.nan_to_num(np.clip(np.abs(values_hw) / np.float32(self.high), 0, 1))
         return found
 
-    def blended(self, values_hw: Map, pixels_hwc: Pixels, tissue_hw: npt.NDArray[np.bool_]) -> Pixels:
-        """Values over pixels, more opaque the stronger they are, and only on tissue; uint8, (h, w, 3)."""
+    def colours(self, values_hw: Map, tissue_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Red, green, blue and opacity, 0 to 1, (h, w, 4): more opaque the stronger a value is, and only on tissue."""
         span = np.nan_to_num((values_hw - self.low) / (self.high - self.low))
-        colours = matplotlib.colormaps[COLOUR_MAPS[self.kind]](np.clip(span, 0, 1))[..., :3] * 255
-        opacity = (STRONGEST * self.strength(values_hw) * tissue_hw)[..., None]
-        blended: Pixels = np.rint(colours * opacity + pixels_hwc * (1 - opacity)).astype(np.uint8)
+        found: npt.NDArray[np.float64] = matplotlib.colormaps[COLOUR_MAPS[self.kind]](np.clip(span, 0, 1))
+        found[..., 3] = STRONGEST * self.strength(values_hw) * tissue_hw
+        return found
+
+    def blended(self, values_hw: Map, pixels_hwc: Pixels, tissue_hw: npt.NDArray[np.bool_]) -> Pixels:
+        """Values over pixels; uint8, (h, w, 3)."""
+        colours = self.colours(values_hw, tissue_hw)
+        opacity = colours[..., 3:]
+        blended: Pixels = np.rint(255 * colours[..., :3] * opacity + pixels_hwc * (1 - opacity)).astype(np.uint8)
         return blended

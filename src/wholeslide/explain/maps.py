@@ -48,12 +48,23 @@ class HeatMap:
 
     def at(self, l0_x_w: npt.NDArray[np.float64], l0_y_h: npt.NDArray[np.float64]) -> Map:
         """The cells at the crossings of columns and rows of level-0 pixels, (h, w); NaN beside the map."""
-        height, width = self.values_hw.shape
-        columns = np.floor((l0_x_w - self.l0_origin[0]) / self.l0_cell[0]).astype(np.int64)
-        rows = np.floor((l0_y_h - self.l0_origin[1]) / self.l0_cell[1]).astype(np.int64)
-        found: Map = self.values_hw[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)]
-        inside = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
-        return np.where(inside, found, np.float32(np.nan))
+        return cells_at(self.values_hw, self.l0_origin, self.l0_cell, l0_x_w, l0_y_h)
+
+
+def cells_at(
+    values_hw: Map,
+    l0_origin: Pair,
+    l0_cell: Pair,
+    l0_x_w: npt.NDArray[np.float64],
+    l0_y_h: npt.NDArray[np.float64],
+) -> Map:
+    """The values of a grid of cells at the crossings of columns and rows of level-0 pixels, (h, w); NaN beside the grid."""
+    height, width = values_hw.shape
+    columns = np.floor((l0_x_w - l0_origin[0]) / l0_cell[0]).astype(np.int64)
+    rows = np.floor((l0_y_h - l0_origin[1]) / l0_cell[1]).astype(np.int64)
+    found: Map = values_hw[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)]
+    inside = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+    return np.where(inside, found, np.float32(np.nan))
 
 
 class PatchPlaces(Protocol):

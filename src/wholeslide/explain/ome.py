@@ -29,7 +29,7 @@ def write_picture(path: Path, canvas: Canvas, picture_hwc: Pixels, l0_mpp: Mpp |
     """
     levels = [picture_hwc]
     while max(levels[-1].shape) > TILE_PX:
-        levels.append(_halved(levels[-1]))
+        levels.append(halved(levels[-1]))
 
     def write(level: int, options: dict[str, Any]) -> Any:
         jpeg = {"compression": "jpeg", "compressionargs": {"level": _JPEG_QUALITY}}
@@ -98,7 +98,7 @@ def _tiles(heat: HeatMap, canvas: Canvas) -> Iterator[Map]:
             yield heat.at(*canvas.centres(Box(left, top, TILE_PX, TILE_PX)))
 
 
-def _halved(pixels: Pixels) -> Pixels:
+def halved(pixels: Pixels) -> Pixels:
     """The mean of 2 x 2 pixels; those of an odd border count twice."""
     height, width = pixels.shape[:2]
     even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").astype(np.uint16)

@@ -1,8 +1,8 @@
 """The folder of one slide's explanation. It is either there and complete, or not there.
 
-``explanation.json`` says what the slide was taken for and where each map lies; ``maps.npz`` has their numbers, ``maps.ome.tif``
-the same over all of level 0, ``overlay.ome.tif`` the main map over the slide, ``regions.geojson`` what stands out,
-``pictures/`` each map.
+``explanation.json`` says what the slide was taken for and where each map lies; ``maps.npz`` has their numbers and where tissue
+is, ``maps.ome.tif`` the same numbers over all of level 0, ``overlay.ome.tif`` the main map over the slide, ``regions.geojson``
+what stands out, ``pictures/`` each map.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from wholeslide.slides.readers import Pixels
 from wholeslide.slides.working import WorkingSlide
 from wholeslide.streaming.heat import Map
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION = "explanation.json"
 OVERLAY_SIDE_PX, MAPS_SIDE_PX, PICTURE_SIDE_PX = 4096, 2048, 1024
 
@@ -123,7 +123,7 @@ def _fill(explanation: Explanation, slide: WorkingSlide, folder: Path) -> None:
     arrays: dict[str, Any] = {
         entry["array"]: heat.values_hw for entry, heat in zip(described, explanation.maps, strict=True)
     }
-    np.savez_compressed(folder / "maps.npz", **arrays)
+    np.savez_compressed(folder / "maps.npz", tissue=slide.mask.cells, **arrays)
     write_maps(folder / "maps.ome.tif", Canvas.covering(l0_size, MAPS_SIDE_PX), explanation.maps, l0_mpp)
     _write_overlay(explanation, slide, overlay, folder / "overlay.ome.tif")
     regions = feature_collection(_standing_out(explanation, slide), explanation.file)
@@ -141,6 +141,7 @@ def _fill(explanation: Explanation, slide: WorkingSlide, folder: Path) -> None:
         "overlay_l0_px": overlay.l0_px,
         "picture_l0_px": small.l0_px,
         "main": explanation.main.title,
+        "tissue": _tissue(slide),
         "maps": described,
     }
     _write_json(folder / DESCRIPTION, facts)
@@ -172,6 +173,16 @@ def _strips(canvas: Canvas, rows: int = 256) -> Iterator[Box]:
     width, height = canvas.size.width, canvas.size.height
     for top in range(0, height, rows):
         yield Box(0, top, width, min(rows, height - top))
+
+
+def _tissue(slide: WorkingSlide) -> dict[str, Any]:
+    """Where the mask's cells lie."""
+    side = slide.mask.px_per_cell
+    return {
+        "array": "tissue",
+        "l0_origin": slide.l0_from_whole(np.zeros((1, 2)))[0].tolist(),
+        "l0_cell": [side * slide.sampling.downsample_x, side * slide.sampling.downsample_y],
+    }
 
 
 def _described(heat: HeatMap, array: str, scale: Scale, picture: str) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from wholeslide.train.progress import memory_bytes, progress_bar, slide_note
 from wholeslide.train.run import Run
 from wholeslide.train.views import Entry, entries
 
-
 EXPLANATIONS = "explanations"
 
 
@@ -118,10 +117,10 @@ def explain_cohort(
 
     Raises:
         RunError: no such run or checkpoint; it cannot be written, or is being written.
-        CohortError: slides of the cohort are no longer there.
+        CohortError: the folder of the slides has none of the cohort's.
     """
     run = open_run(run_dir, None)
-    cohort = entries(run.cohort(slides).table)
+    cohort = entries(run.cohort(slides, keep_missing=True).table)
     places = zip(cohort, _folder_names(cohort), strict=True)  # a slide's folder is the same whichever others are asked
     wanted = [(entry, run_dir / EXPLANATIONS / name) for entry, name in places if entry.file in files]
     asked, folders = [entry for entry, _ in wanted], [folder for _, folder in wanted]

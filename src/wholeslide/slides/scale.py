@@ -77,7 +77,9 @@ def working_sampling(reader: SlideReader, config: SlideConfig, l0_mpp: Mpp | Non
     return sampling
 
 
-def sample_at(reader: SlideReader, downsample_x: float, downsample_y: float, *, snap: bool) -> Sampling:
+def sample_at(
+    reader: SlideReader, downsample_x: float, downsample_y: float, *, snap: bool, l0_bounds: Box | None = None
+) -> Sampling:
     """The slide at ``downsample_*`` level-0 pixels a pixel, from the coarsest level that is fine enough.
 
     Args:
@@ -85,12 +87,13 @@ def sample_at(reader: SlideReader, downsample_x: float, downsample_y: float, *, 
         downsample_x: level-0 pixels per pixel along x, ``downsample_y`` along y.
         downsample_y: see ``downsample_x``.
         snap: where stored pixels, or 2 x 2, 4 x 4 or 8 x 8 of them, are within 2% of the target, use those.
+        l0_bounds: the part of level 0 that is covered; left out: what was scanned.
     """
     level = _best_level(reader.levels, downsample_x, downsample_y, SAME_SCALE if snap else 1e-9)
     stored = reader.levels[level]
     ratio_x = _ratio(downsample_x / stored.downsample_x, snap)
     ratio_y = _ratio(downsample_y / stored.downsample_y, snap)
-    bounds = _level_bounds(reader.l0_bounds, stored)
+    bounds = _level_bounds(l0_bounds or reader.l0_bounds, stored)
     size = Size(int(bounds.width / ratio_x + 1e-6), int(bounds.height / ratio_y + 1e-6))
     reduction = reader.reduction_for(level, ratio_x, ratio_y)
     if bounds.left % reduction or bounds.top % reduction:

@@ -161,13 +161,13 @@ class Run:
         """What this run's network is built for."""
         return Subject(len(self.classes), self.class_weights, self.tissue, self.feature_width)
 
-    def cohort(self, slides: Path | None = None) -> Cohort:
+    def cohort(self, slides: Path | None = None, *, keep_missing: bool = False) -> Cohort:
         """The cohort that the run was trained on, its files found below ``slides`` (default: where they were).
 
         Raises:
-            CohortError: files are no longer there.
+            CohortError: files are no longer there; with ``keep_missing``, all of them.
         """
-        return read_cohort(self.path / "cohort.csv", slides or self.config.slides)
+        return read_cohort(self.path / "cohort.csv", slides or self.config.slides, keep_missing=keep_missing)
 
     def build_network(self, *, pretrained: bool) -> StagedNetwork:
         """The network as it is before training; only its structure where not ``pretrained``."""
