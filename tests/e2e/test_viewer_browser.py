@@ -235,12 +235,10 @@ def test_the_list_is_filtered_sorted_and_walked_through(browser: webdriver.Chrom
     until(lambda: set(names(browser)) == set(everything))
     browser.find_element(By.CSS_SELECTOR, "th[data-key=file] button").click()
     order = until(lambda: (found := names(browser)) == sorted(everything) and found)
-    press(browser, "j")
-    first = until(lambda: facts(browser).get("slide"))
-    press(browser, "j")
-    until(lambda: facts(browser)["slide"] == order[order.index(first) + 1])
-    press(browser, "k")
-    until(lambda: facts(browser)["slide"] == first)
+    start = order.index(until(lambda: facts(browser).get("slide")))
+    for key, place in (("j", start + 1), ("j", start + 2), ("k", start + 1)):
+        press(browser, key)
+        until(lambda place=place: facts(browser)["slide"] == order[place])
     assert no_complaints(browser)
 
 

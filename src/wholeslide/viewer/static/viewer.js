@@ -399,7 +399,7 @@ viewer.addHandler("resize", () => requestAnimationFrame(drawScale));
 viewer.addHandler("tile-load-failed", (event) => {
   if (event.tiledImage !== heat) say("a part of the slide cannot be read: what you see is incomplete", { problem: true });
 });
-byId("filters").addEventListener("input", list);
+for (const event of ["input", "change"]) byId("filters").addEventListener(event, list);
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 for (const head of document.querySelectorAll("th[data-key]")) head.addEventListener("click", () => sortBy(head.dataset.key));
 byId("stage").addEventListener("change", (event) => pick({ stage: Number(event.target.value) }));
