@@ -140,7 +140,9 @@ def test_nothing_but_the_run_is_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::1", "testserver@evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "[::1", "testserver@evil"]
+)
 def test_a_foreign_host_is_refused(client: TestClient, host: str) -> None:
     assert client.get("/api/run", headers={"host": host}).status_code == 400
 
@@ -169,7 +171,9 @@ def test_a_token_is_wanted_where_others_can_reach_it(run: Path) -> None:
 
 def test_many_clients_at_once(client: TestClient) -> None:
     slides = [slide["number"] for slide in numbered(client).values()]
-    addresses = [f"/api/slides/{number}/{what}" for number in slides for what in ("thumbnail.jpg", "tiles/8/0/0.jpg")] * 6
+    addresses = [
+        f"/api/slides/{number}/{what}" for number in slides for what in ("thumbnail.jpg", "tiles/8/0/0.jpg")
+    ] * 6
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(client.get, addresses))
     assert {answer.status_code for answer in answers} == {200}

@@ -172,7 +172,9 @@ def test_what_is_seen_is_the_slide(browser: webdriver.Chrome, address: str, run:
         truth = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")).astype(int)
     opened(browser, f"{address}#slide={file}&overlay=0&px=1&x={width // 2}&y={height // 2}")
     picture = seen(browser)
-    box = browser.execute_script("const r = document.getElementById('viewer').getBoundingClientRect(); return [r.width, r.height]")
+    box = browser.execute_script(
+        "const r = document.getElementById('viewer').getBoundingClientRect(); return [r.width, r.height]"
+    )
     left, top = (round(box[0] / 2 - width // 2) - 20, round(box[1] / 2 - height // 2) - 20)
     rows = slice(max(0, top), min(picture.shape[0], top + height))
     columns = slice(max(0, left), min(picture.shape[1], left + width))
@@ -213,7 +215,9 @@ def parse_link(link: str) -> dict[str, str]:
 
 
 def names(browser: webdriver.Chrome) -> list[str]:
-    return browser.execute_script("return [...document.querySelectorAll('#slides tbody tr')].map(r => r.cells[1].textContent)")
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#slides tbody tr')].map(r => r.cells[1].textContent)"
+    )
 
 
 def test_the_list_is_filtered_sorted_and_walked_through(browser: webdriver.Chrome, address: str, run: Path) -> None:

@@ -33,7 +33,7 @@ LAYERS = (
     ("demo", "verify", "doctor"),
     ("bench",),
     ("compare",),
-    ("viewer",),
+    ("viewer", "report"),
     ("cli",),
     ("__main__",),
 )
@@ -63,6 +63,7 @@ COMMANDS = (
     "predict",
     "explain",
     "view",
+    "report",
     "compare",
 )
 COMMANDS += ("verify", "doctor")

@@ -35,7 +35,9 @@ def error_db(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(1e-9, np.mean((found.astype(float) - wanted) ** 2))))
 
 
-@pytest.mark.parametrize("name", ["slides/cmu_small_region.svs", "slides/dicom-wsi.dcm", "slides/fluorescence-dapi.ndpi"])
+@pytest.mark.parametrize(
+    "name", ["slides/cmu_small_region.svs", "slides/dicom-wsi.dcm", "slides/fluorescence-dapi.ndpi"]
+)
 def test_as_openslide_has_it(name: str) -> None:
     path = real_file(name)
     with openslide.OpenSlide(path) as slide:
@@ -50,7 +52,9 @@ def test_as_openslide_has_it(name: str) -> None:
             for column, row in {(0, 0), (columns // 2, rows // 2), (columns - 1, rows - 1)}:
                 wanted = np.asarray(theirs.get_tile(level, (column, row)))
                 found = pixels.tile(0, Tile(level, column, row))
-                assert np.abs(np.subtract(found.shape, wanted.shape)).max() <= 1  # theirs drops what is less than a pixel
+                assert (
+                    np.abs(np.subtract(found.shape, wanted.shape)).max() <= 1
+                )  # theirs drops what is less than a pixel
                 height, width = np.minimum(found.shape, wanted.shape)[:2]
                 found, wanted = found[:height, :width], wanted[:height, :width]
                 shift = np.roll(wanted, 3, axis=1)

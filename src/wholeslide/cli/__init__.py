@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "Classify slides that were never seen before.",
     "explain": "Show what a run looks at on slides: maps, overlays, regions.",
     "view": "Look at a run's slides, and at what it looked at, in a web browser.",
+    "report": "Draw the report of a run: a page with curves, scores, slides and facts.",
     "compare": "Compare methods fairly by cross-validation, with tests that were fixed before.",
     "verify": "Show on this machine that streaming tile by tile is exact.",
     "bench memory": "Measure the peak memory and the time of one training step.",

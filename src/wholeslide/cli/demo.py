@@ -7,6 +7,10 @@ from pathlib import Path
 
 from wholeslide.cli.command import Command
 from wholeslide.cli.output import write
+from wholeslide.cli.report import draw_after
+
+_PICTURES = 12
+"""Slides that the report shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,11 @@ def run(arguments: DemoArguments) -> int:
     from wholeslide.demo.run import demo
 
     fix_thresholds()
-    for line in demo(arguments.out, arguments.seed).lines():
+    found = demo(arguments.out, arguments.seed)
+    draw_after(found.run_dir, pictures=_PICTURES)
+    for line in found.lines():
         write(line)
+    write(f"Its report: {found.run_dir / 'report.html'}. Its slides: wholeslide view {found.run_dir}")
     return 0
 
 

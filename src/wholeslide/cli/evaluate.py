@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from wholeslide.cli.command import Command
 from wholeslide.cli.output import print_json, print_table, write
+from wholeslide.cli.report import draw_after
 from wholeslide.errors import ConfigError, Problem
 from wholeslide.slides.config import Decoders
 
@@ -61,11 +62,13 @@ def run(arguments: EvaluateArguments) -> int:
         found = evaluate_external(arguments.run, arguments.manifest, arguments.slides, name=arguments.name, **how)
     else:
         found = evaluate_run(arguments.run, arguments.split or "test", slides=arguments.slides, **how)
+    draw_after(arguments.run, split=found["split"])
     if arguments.json:
         print_json(found)
         return 0
     _show(found)
     write(f"Numbers: {arguments.run / 'metrics' / found['split']}.json")
+    write(f"Report: {arguments.run / 'report.html'}")
     write(f"Predictions: {arguments.run / 'predictions' / found['split']}*.csv")
     return 0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from wholeslide.cli.command import Command
 from wholeslide.cli.output import write
+from wholeslide.cli.report import draw_after
 from wholeslide.train.config import TrainConfig
 
 
@@ -32,6 +33,7 @@ def run(arguments: TrainArguments) -> int:
             write(line)
         return 0
     finished = train(arguments.train)
+    draw_after(finished.path)
     write(f"The run is in {finished.path}. Next: wholeslide evaluate {finished.path}")
     return 0
 

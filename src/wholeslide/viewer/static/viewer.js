@@ -86,6 +86,8 @@ function list() {
   const found = wanted();
   for (const slide of found) if (!rows.has(slide.number)) rows.set(slide.number, fillRow(slide));
   byId("slides").tBodies[0].replaceChildren(...found.map((slide) => rows.get(slide.number)));
+  rows.get(state.slide)?.setAttribute("aria-selected", "true");
+  rows.get(state.slide)?.scrollIntoView({ block: "nearest" });
   byId("count").textContent = `${found.length} of ${run.slides.length} slides`;
 }
 
