@@ -58,11 +58,13 @@ def test_patients_are_drawn_and_not_their_units() -> None:
     scores = (rng.random(20) * 0.6 + 0.4 * np.array(truth)).tolist()
     once = units(truth, scores)
     often = pd.concat([once] * 10, ignore_index=True)
-    widths = [
-        curve.high - curve.low
-        for table in (once, often)
-        if (curve := roc(table, "b", resamples=200)) and curve.low is not None
-    ]
+    widths = []
+    for table in (once, often):
+        curve = roc(table, "b", resamples=200)
+        assert curve is not None
+        assert curve.low is not None
+        assert curve.high is not None
+        widths.append(curve.high - curve.low)
     assert np.allclose(*widths)
 
 
