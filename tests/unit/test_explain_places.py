@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import geojson_validator
 import numpy as np
 import openslide
 import pytest
@@ -169,6 +170,8 @@ def test_regions_overlay_and_pictures(planted: tuple[Planted, Path]) -> None:
     folder = written(case, path, "stages")
     lesion = shapely.box(case.lesion.left, case.lesion.top, case.lesion.right, case.lesion.bottom)
     collection = json.loads((folder / "regions.geojson").read_text())
+    assert geojson_validator.validate_structure(collection) == {}
+    assert geojson_validator.validate_geometries(collection)["invalid"] == {}
     region = next(f for f in collection["features"] if f["properties"]["name"].startswith("evidence"))
     outline = shapely.from_geojson(json.dumps(region["geometry"]))
     assert outline.is_valid

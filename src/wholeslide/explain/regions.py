@@ -68,11 +68,14 @@ def _top(shown: Map) -> npt.NDArray[np.bool_]:
 
 
 def _outline(heat: HeatMap, cells_n2: npt.NDArray[np.int64]) -> shapely.Geometry:
-    """The union of cells, given as rows and columns; several polygons where they touch at corners only."""
+    """The union of cells, given as rows and columns; several polygons where they touch at corners only.
+
+    Their outer rings turn as RFC 7946 wants it, counterclockwise for who takes y to point upwards.
+    """
     (x, y), (width, height) = heat.l0_origin, heat.l0_cell
     lefts, tops = x + cells_n2[:, 1] * width, y + cells_n2[:, 0] * height
     rights, bottoms = x + (cells_n2[:, 1] + 1) * width, y + (cells_n2[:, 0] + 1) * height
-    return shapely.union_all(shapely.box(lefts, tops, rights, bottoms))
+    return shapely.orient_polygons(shapely.union_all(shapely.box(lefts, tops, rights, bottoms)))
 
 
 def _colour(heat: HeatMap) -> list[int]:
