@@ -37,7 +37,7 @@ _STATIC = Path(__file__).with_name("static")
 _JPEG_QUALITY = 90
 _KEPT = {"Cache-Control": "private, max-age=3600"}
 _FRESH = {"Cache-Control": "no-store"}
-_KEPT_EXPLANATIONS = 8
+_KEPT_EXPLANATIONS = 3
 
 
 class _IndexConvertor(Convertor[int]):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import pandas as pd
 
 from wholeslide.cohort.files import SlideFolder, is_feature_file, slide_stem
 from wholeslide.explain import explanations_of
+from wholeslide.explain.slides import EXPLANATIONS
 from wholeslide.slides.config import SlideConfig
 from wholeslide.slides.opening import open_slide
 from wholeslide.slides.readers import SlideReader, slide_error
@@ -49,7 +51,9 @@ class Gallery:
         self.slides_dir, self.pixels_dir = slides, pixels
         self._slide_config: SlideConfig = run.slide_config
         self._pixels = None if pixels is None else SlideFolder(pixels)
-        explanations_of(run_dir)  # a run without weights has nothing to show
+        self._lock = Lock()
+        self._explained: tuple[tuple[int | None, ...], dict[str, Path]] | None = None
+        self.explained()  # a run without weights has nothing to show
         table = run.cohort(slides, keep_missing=True).table
         scored = _predictions(run_dir / "predictions", self.classes)
         self.shown: tuple[Shown, ...] = tuple(
@@ -58,8 +62,12 @@ class Gallery:
         )
 
     def explained(self) -> dict[str, Path]:
-        """Folders of explanations by the slides' file names, as they are now."""
-        return explanations_of(self.run_dir)
+        """Folders of explanations by the slides' file names, as they are now; read again where something has changed."""
+        changed = tuple(_changed_ns(self.run_dir / name) for name in (EXPLANATIONS, "checkpoints"))
+        with self._lock:
+            if self._explained is None or self._explained[0] != changed:
+                self._explained = changed, explanations_of(self.run_dir)
+            return self._explained[1]
 
     def mpp_of(self, number: int, reader: SlideReader) -> tuple[float, float] | None:
         """Microns per level-0 pixel, x before y; ``None`` where nobody says.
@@ -88,6 +96,14 @@ class Gallery:
         remedy = "start the viewer with --pixels and the folder with the one slide that they were made of"
         what = "several slides fit these features" if found else "no slide is known for these features"
         raise slide_error(what, features, remedy)
+
+
+def _changed_ns(folder: Path) -> int | None:
+    """When something was put into a folder or taken out of it."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _predictions(folder: Path, classes: tuple[str, ...]) -> dict[str, tuple[str, dict[str, float]]]:
