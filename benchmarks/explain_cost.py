@@ -35,15 +35,17 @@ def main() -> None:
     parser.add_argument("--size", type=Size.parse, default=Size(23849, 10257))
     parser.add_argument("--stages", type=int, default=8)
     parser.add_argument("--tissue-fraction", type=float, default=1.0)
+    parser.add_argument("--memory", help="most memory that each may use, as 2GiB; left out: as the run")
     parser.add_argument("--only", choices=("predict", "explain"), help="measure one, and print its figures")
     arguments = parser.parse_args()
     run, slide = arguments.work / f"run-k{arguments.stages}", arguments.work / f"{arguments.size}.svs"
     if arguments.only:
-        print(json.dumps(_measured(arguments.only, run, slide, arguments.work / "explained")))
+        print(json.dumps(_measured(arguments.only, run, slide, arguments.work / "explained", arguments.memory)))
         return
     _prepare(run, slide, arguments)
     rows = [_in_process(only) for only in ("predict", "explain")]
-    facts = {"size": str(arguments.size), "stages": arguments.stages, "tissue_fraction": arguments.tissue_fraction}
+    facts = {name: getattr(arguments, name) for name in ("stages", "tissue_fraction", "memory")}
+    facts["size"] = str(arguments.size)
     ratio = rows[1]["seconds"] / rows[0]["seconds"]
     found = {"environment": environment(), **facts, "rows": rows, "explain_seconds_of_predict": round(ratio, 3)}
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -73,12 +75,15 @@ def _in_process(only: str) -> dict[str, Any]:
     return {"command": only, **json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)}
 
 
-def _measured(only: str, run: Path, slide: Path, out: Path) -> dict[str, Any]:
+def _measured(only: str, run: Path, slide: Path, out: Path, memory: str | None) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     baseline = status_bytes("VmRSS")
     reset_peak()
     began = time.perf_counter()
-    errors = predict(run, [slide]).errors if only == "predict" else explain(run, [slide], out).errors
+    if only == "predict":
+        errors = predict(run, [slide], memory=memory).errors
+    else:
+        errors = explain(run, [slide], out, memory=memory).errors
     seconds = time.perf_counter() - began
     assert not errors, errors
     return {"seconds": round(seconds, 2), "baseline_bytes": baseline, "peak_bytes": status_bytes("VmHWM")}
