@@ -80,12 +80,10 @@ def _measured(only: str, run: Path, slide: Path, out: Path, memory: str | None) 
     baseline = status_bytes("VmRSS")
     reset_peak()
     began = time.perf_counter()
-    if only == "predict":
-        errors = predict(run, [slide], memory=memory).errors
-    else:
-        errors = explain(run, [slide], out, memory=memory).errors
+    is_predict = only == "predict"
+    found = predict(run, [slide], memory=memory) if is_predict else explain(run, [slide], out, memory=memory)
     seconds = time.perf_counter() - began
-    assert not errors, errors
+    assert not found.errors, found.errors
     return {"seconds": round(seconds, 2), "baseline_bytes": baseline, "peak_bytes": status_bytes("VmHWM")}
 
 

@@ -84,3 +84,14 @@ def test_the_demonstration_needs_no_internet() -> None:
     config = train_config(Path("manifest.csv"), Path("out"), seed=0, epochs=1)
     assert config.weights == "random"
     assert config.group == "pair"
+
+
+def test_the_command_draws_a_report_with_pictures(
+    found: tuple[Path, DemoResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, result = found
+    monkeypatch.setattr("wholeslide.demo.run.demo", lambda *_: result)
+    assert main(["demo", "--out", str(out)]) == 0
+    page = out / "run" / "report.html"
+    assert str(page) in capsys.readouterr().out
+    assert page.read_text(encoding="utf-8").count("<img") == 2 * result.test_slides
