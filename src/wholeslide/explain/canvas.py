@@ -17,6 +17,9 @@ from wholeslide.streaming.heat import Map
 _CHUNK_LEVEL_PX = 2048
 """Side of what is read of a level at once."""
 
+_ROWS_AT_ONCE = 256
+"""Of a map's cells: counting those of the mask takes several times the map's own memory."""
+
 _ROUNDING = 1e-6
 """Of a mask's cell: edges that are meant to coincide."""
 
@@ -99,10 +102,14 @@ def on_tissue(heat: HeatMap, slide: WorkingSlide) -> Map:
         return np.clip(first, 0, most).astype(np.int64), np.clip(behind, 0, most).astype(np.int64)
 
     (left, right), (top, bottom) = edges(0, width), edges(1, height)
-    touched = (
-        counted[np.ix_(bottom, right)]
-        - counted[np.ix_(top, right)]
-        - counted[np.ix_(bottom, left)]
-        + counted[np.ix_(top, left)]
-    )
-    return np.where(touched > 0, heat.values_hw, np.float32(np.nan))
+    shown = np.empty_like(heat.values_hw)
+    for start in range(0, height, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        touched = (
+            counted[np.ix_(bottom[rows], right)]
+            - counted[np.ix_(top[rows], right)]
+            - counted[np.ix_(bottom[rows], left)]
+            + counted[np.ix_(top[rows], left)]
+        )
+        shown[rows] = np.where(touched > 0, heat.values_hw[rows], np.float32(np.nan))
+    return shown
