@@ -148,7 +148,7 @@ def _fill(explanation: Explanation, slide: WorkingSlide, folder: Path) -> None:
 
 
 def _save_picture(pixels: Pixels, path: Path) -> None:
-    """Quickly: on the texture of a slide, the usual effort takes twice as long and saves no bytes."""
+    """Quickly: on the texture of a slide, the usual effort took twice as long and saved no bytes."""
     Image.fromarray(pixels).save(path, compress_level=1)
 
 
